@@ -1,0 +1,92 @@
+"""What a run does beside training, one concern per class."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, TrainerCallback
+from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import pad
+
+# Held-out prompts that each evaluation answers, and the longest answer in tokens.
+NUM_SAMPLES = 8
+MAX_NEW_TOKENS = 256
+
+
+class SampleCompletions(TrainerCallback):
+    """At each evaluation, answers the first held-out prompts greedily (`ORPOConfig.generate_during_eval`).
+
+    Writes `{step, prompt, completion, chosen, rejected}` per line to `<output_dir>/samples.jsonl`, and the same as a
+    table to wandb where a run is active.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        dataset = trainer.eval_dataset
+        if isinstance(dataset, dict):
+            dataset = next(iter(dataset.values()))
+        if dataset is None:
+            return
+        examples = list(dataset.take(NUM_SAMPLES))
+        completions = self._generate([example["prompt_ids"] for example in examples])
+        if not state.is_world_process_zero:
+            return
+        decode = trainer._tokenizer.decode
+        records = [
+            {
+                "step": state.global_step,
+                "prompt": decode(example["prompt_ids"]),
+                "completion": decode(completion, skip_special_tokens=True),
+                "chosen": decode(example["chosen_ids"], skip_special_tokens=True),
+                "rejected": decode(example["rejected_ids"] or [], skip_special_tokens=True),
+            }
+            for example, completion in zip(examples, completions, strict=True)
+        ]
+        with open(Path(args.output_dir) / "samples.jsonl", "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        self._log_to_wandb(records)
+
+    def _generate(self, prompts: list[list[int]]) -> list[torch.Tensor]:
+        """Answers to all prompts, as `[tokens]` each. Every rank generates the same, as ZeRO-3's collectives need."""
+        trainer = self.trainer
+        device, pad_id = trainer.args.device, trainer._tokenizer.pad_token_id
+        config = GenerationConfig(
+            max_new_tokens=MAX_NEW_TOKENS,
+            do_sample=False,
+            pad_token_id=pad_id,
+            eos_token_id=trainer._tokenizer.eos_token_id,
+        )
+        was_training = trainer.model.training
+        trainer.model.eval()
+        answers: list[torch.Tensor] = []
+        with (
+            torch.no_grad(),
+            unwrap_model_for_generation(
+                trainer.model_wrapped,
+                trainer.accelerator,
+                gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
+            ) as model,
+        ):
+            for start in range(0, len(prompts), trainer.args.eval_batch_size):
+                batch = [torch.tensor(ids) for ids in prompts[start : start + trainer.args.eval_batch_size]]
+                input_ids = pad(batch, padding_value=pad_id, padding_side="left")
+                mask = pad([torch.ones_like(ids) for ids in batch], padding_value=0, padding_side="left")
+                generated = model.generate(
+                    input_ids.to(device), attention_mask=mask.to(device), generation_config=config, use_cache=True
+                )
+                answers.extend(generated[:, input_ids.shape[1] :].cpu())
+        trainer.model.train(was_training)
+        return answers
+
+    def _log_to_wandb(self, records: list[dict]) -> None:
+        if "wandb" not in self.trainer.args.report_to:
+            return
+        import wandb
+
+        if wandb.run is not None:
+            columns = list(records[0])
+            rows = [list(record.values()) for record in records]
+            wandb.log({"samples": wandb.Table(columns=columns, data=rows)}, commit=False)

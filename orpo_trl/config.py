@@ -1,0 +1,199 @@
+"""Typed settings of a run: `ORPOConfig` for the trainer, `ModelArguments` and `DataArguments` for the entry point."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from trl import ModelConfig, SFTConfig
+
+NLL_SCOPES = ("sequence", "completion")
+NLL_REDUCTIONS = ("token_mean", "micro_batch_mean", "sequence_mean", "max_length")
+MALFORMED_ACTIONS = ("error", "drop")
+
+# Arguments that SFTConfig inherits or defines and that mean nothing for preference pairs, with what to use instead.
+# Each must keep its default: accepting a value and ignoring it would train something else than what was asked.
+_MEANINGLESS = {
+    "packing": "pairs have their own layout",
+    "packing_strategy": "pairs have their own layout",
+    "eval_packing": "pairs have their own layout",
+    "padding_free": "pairs have their own layout",
+    "completion_only_loss": "set `nll_scope: completion` for an NLL over the chosen response alone",
+    "assistant_only_loss": "set `nll_scope: completion` for an NLL over the chosen response alone",
+    "loss_type": "the loss is ORPO's",
+    "label_smoothing_factor": "ORPO's loss has no smoothed form",
+    "dataset_text_field": "pairs are read from `prompt`, `chosen` and `rejected`",
+    "dataset_kwargs": "pass rows with `prompt_ids`, `chosen_ids` and `rejected_ids` to skip tokenisation",
+    "truncation_mode": "responses are cut on the right, as in the paper",
+    "average_tokens_across_devices": "set `nll_reduction: micro_batch_mean` for means per micro-batch and device",
+    "label_names": "the trainer makes the labels itself",
+    "include_for_metrics": "there are no logits, so `compute_metrics` cannot run",
+    "batch_eval_metrics": "there are no logits, so `compute_metrics` cannot run",
+}
+
+
+@dataclass
+class ORPOConfig(SFTConfig):
+    """Settings of `ORPOTrainer`: those of ORPO below, and every one of `trl.SFTConfig` that means something for pairs.
+
+    Takes every argument of TRL 1.16's `trl.experimental.orpo.ORPOConfig`. Defaults that differ from `SFTConfig`:
+    `learning_rate` 5e-6 (the paper's code) instead of 2e-5, and `logging_nan_inf_filter` off, because it hides a
+    non-finite loss as 0.0 and costs a device synchronisation per micro-batch.
+
+    Raises:
+        ValueError: listing every argument that is out of range, contradictory, or without meaning for pairs.
+    """
+
+    learning_rate: float = field(default=5e-6, metadata={"help": "Initial learning rate."})
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Hide non-finite losses from the logs. Off: a non-finite step is logged and named."},
+    )
+    beta: float = field(
+        default=0.1,
+        metadata={"help": "Weight of the odds-ratio term: lambda in the paper, alpha in the authors' code."},
+    )
+    nll_scope: str = field(
+        default="sequence",
+        metadata={
+            "help": "Tokens that the NLL term covers: prompt and chosen response ('sequence', as the paper and TRL), "
+            "or the chosen response alone ('completion').",
+            "choices": list(NLL_SCOPES),
+        },
+    )
+    nll_reduction: str = field(
+        default="token_mean",
+        metadata={
+            "help": "How token losses become the NLL term. 'token_mean': mean over all tokens of the optimiser step, "
+            "all ranks and accumulation steps. 'micro_batch_mean': token mean of each micro-batch, then their mean "
+            "(TRL and the authors' current code). 'sequence_mean': token mean of each row, then the mean over rows. "
+            "'max_length': sum of a row / (max_length - 1), then the mean over rows (how the released weights were "
+            "trained).",
+            "choices": list(NLL_REDUCTIONS),
+        },
+    )
+    max_length: int | None = field(
+        default=1024,
+        metadata={"help": "Longest row in tokens, prompt included; responses are cut on the right. None: no limit."},
+    )
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={"help": "Rows whose prompt has this many tokens or more are dropped. None: no limit."},
+    )
+    max_completion_length: int | None = field(
+        default=None,
+        metadata={"help": "Longest response in tokens; longer ones are cut on the right. None: no limit."},
+    )
+    strings_as_messages: bool = field(
+        default=False,
+        metadata={
+            "help": "Render string prompts and responses through the chat template, as one user and one assistant "
+            "turn (HH-RLHF strings as their turns). Off: strings are trained on as they stand, as in TRL."
+        },
+    )
+    on_malformed: str = field(
+        default="error",
+        metadata={
+            "help": "What to do when rows do not have an accepted shape: 'error' names them and stops, 'drop' counts "
+            "them in the preparation report and goes on.",
+            "choices": list(MALFORMED_ACTIONS),
+        },
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the model to 0."})
+    padding_value: int | None = field(
+        default=None, metadata={"help": "Token id that fills short rows. None: the tokenizer's pad token."}
+    )
+    generate_during_eval: bool = field(
+        default=False,
+        metadata={
+            "help": "At each evaluation, answer a few held-out prompts greedily and write them to "
+            "`<output_dir>/samples.jsonl`, and to wandb where it is in `report_to`."
+        },
+    )
+    is_encoder_decoder: bool | None = field(
+        default=None, metadata={"help": "Accepted for TRL's sake; True is refused: models here are decoder-only."}
+    )
+
+    def __post_init__(self):
+        problems = [*self._range_problems(), *self._meaningless_problems()]
+        if problems:
+            raise ValueError("ORPOConfig:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        super().__post_init__()
+
+    def _range_problems(self) -> list[str]:
+        problems = []
+        if not 0 <= self.beta < float("inf"):
+            problems.append(f"`beta` must be a finite number >= 0, got {self.beta!r}")
+        for name, allowed in (
+            ("nll_scope", NLL_SCOPES),
+            ("nll_reduction", NLL_REDUCTIONS),
+            ("on_malformed", MALFORMED_ACTIONS),
+        ):
+            if getattr(self, name) not in allowed:
+                problems.append(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name, least in (("max_length", 2), ("max_prompt_length", 1), ("max_completion_length", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                problems.append(f"`{name}` must be at least {least} tokens, or None for no limit; got {value!r}")
+        if self.nll_reduction == "max_length" and self.max_length is None:
+            problems.append("`nll_reduction: max_length` divides by max_length - 1, but `max_length` is None")
+        if self.is_encoder_decoder:
+            problems.append("`is_encoder_decoder: true`: encoder-decoder models are not supported")
+        return problems
+
+    def _meaningless_problems(self) -> list[str]:
+        defaults = {f.name: f.default for f in fields(self)}
+        problems = [
+            f"`{name}` has no meaning for preference pairs (got {getattr(self, name)!r}): {instead}"
+            for name, instead in _MEANINGLESS.items()
+            if getattr(self, name) not in (defaults[name], None, [])
+        ]
+        if self.accelerator_config and self._accelerator_option("split_batches"):
+            problems.append("`accelerator_config: split_batches` has no meaning here: batch sizes are per device")
+        return problems
+
+    def _accelerator_option(self, name: str) -> Any:
+        config = self.accelerator_config
+        return config.get(name) if isinstance(config, dict) else getattr(config, name, None)
+
+
+@dataclass
+class ModelArguments(ModelConfig):
+    """Which model to train, as TRL's `ModelConfig`, plus where weights and tokenizer come from."""
+
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata={"help": "Tokenizer, where it is not the model's own."}
+    )
+    from_scratch: bool = field(
+        default=False,
+        metadata={"help": "Build the model with random weights from the config at `model_name_or_path`."},
+    )
+
+
+@dataclass
+class DataArguments:
+    """Which pairs to train and evaluate on. Names and meanings are those of TRL's scripts.
+
+    A dataset is named by a Hub id, a folder, or a local .json, .jsonl, .parquet or .csv file.
+    """
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub id, folder or file (.json, .jsonl, .parquet, .csv) with the pairs."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str = field(
+        default="test", metadata={"help": "Split to evaluate on, read where `eval_strategy` is not 'no'."}
+    )
+    dataset_streaming: bool = field(
+        default=False, metadata={"help": "Read rows while training instead of before it; needs `max_steps`."}
+    )
+    datasets: list[dict] = field(
+        default_factory=list,
+        metadata={
+            "help": "Several sources in place of `dataset_name`: a list of mappings with `path` and optionally "
+            "`name`, `data_dir`, `data_files`, `split`, `columns` and `fraction`, as in TRL."
+        },
+    )
+    test_split_size: float | None = field(
+        default=None,
+        metadata={"help": "Share (below 1) or number of training rows to hold out, where there is no test split."},
+    )

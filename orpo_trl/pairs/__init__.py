@@ -1,0 +1,19 @@
+"""Rows of any accepted shape to token ids of prompt, chosen and rejected.
+
+`load` names to datasets, `rows` one row to one pair, `tokenize` pairs to ids, `prepare` all of it with a report.
+"""
+
+from orpo_trl.pairs.load import load_pairs
+from orpo_trl.pairs.prepare import MalformedRowsError, column_names, prepare_pairs
+from orpo_trl.pairs.report import PreparationReport
+from orpo_trl.pairs.tokenize import PAIR_FEATURES, PairRules
+
+__all__ = [
+    "PAIR_FEATURES",
+    "MalformedRowsError",
+    "PairRules",
+    "PreparationReport",
+    "column_names",
+    "load_pairs",
+    "prepare_pairs",
+]

@@ -1,0 +1,176 @@
+"""A dataset of rows to a dataset of token ids, with a report of what was dropped and cut."""
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from accelerate import PartialState
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from orpo_trl.pairs.load import ROW_COLUMN, SOURCE_COLUMN
+from orpo_trl.pairs.report import MAX_LISTED, LengthStats, PreparationReport, SourceReport
+from orpo_trl.pairs.rows import ROW_COLUMNS
+from orpo_trl.pairs.tokenize import (
+    DROP_REASONS,
+    KEPT,
+    MALFORMED,
+    PAIR_FEATURES,
+    TOKENIZED_FEATURES,
+    PairRules,
+    tokenize_rows,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class MalformedRowsError(ValueError):
+    """Rows without an accepted shape, each named by source, row number, column, expectation and finding."""
+
+    def __init__(self, problems: list[str], count: int):
+        more = f"\n  and {count - len(problems):,} more" if count > len(problems) else ""
+        rows = "1 row does" if count == 1 else f"{count:,} rows do"
+        super().__init__(
+            f"{rows} not have an accepted shape:\n"
+            + "\n".join(f"  {problem}" for problem in problems)
+            + more
+            + "\nMend or remove them, or set `on_malformed: drop` to train without them."
+        )
+
+
+def prepare_pairs(
+    dataset: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    rules: PairRules,
+    name: str = "train",
+    on_malformed: str = "error",
+    num_proc: int | None = None,
+) -> tuple[Dataset | IterableDataset, PreparationReport | None]:
+    """Tokenise a dataset of pairs, drop what the paper's rules drop, and say what became of every row.
+
+    The result is cached by `datasets`; with several processes one of them tokenises, and the others read its cache.
+
+    Args:
+        dataset: rows of the accepted shapes (README, "Data formats"), or already prepared pairs, returned as they are.
+        tokenizer: encodes the texts; needs an end-of-sequence token, and a chat template for conversations.
+        rules: limits of length, and how strings are read.
+        name: what to call the dataset in the report, and in errors where rows carry no source of their own.
+        on_malformed: 'error' to raise on rows of no accepted shape, 'drop' to count and drop them.
+        num_proc: processes that tokenise; not used for an `IterableDataset`.
+
+    Returns:
+        The pairs, with columns `prompt_ids`, `chosen_ids`, `rejected_ids` (None for a row of the NLL term alone) and
+        `length` (their sum), and the report (None for an `IterableDataset`, whose drops are logged batch by batch).
+
+    Raises:
+        MalformedRowsError: naming the rows of no accepted shape.
+        ValueError: where the tokenizer has no end-of-sequence token, or no row is left.
+    """
+    columns = column_names(dataset)
+    if set(PAIR_FEATURES) <= set(columns):
+        return dataset, None
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "The tokenizer has no end-of-sequence token, so the model could not learn where a response ends. Set "
+            "`eos_token` to a token of its vocabulary."
+        )
+    if not set(columns) & set(ROW_COLUMNS):
+        raise ValueError(
+            f"The {name} dataset has none of the columns of a pair. Expected `chosen`, `rejected` and a prompt; "
+            f"received {', '.join(f'`{column}`' for column in columns) or 'no columns'}."
+        )
+    kwargs = {"fn_kwargs": {"tokenizer": tokenizer, "rules": rules}, "batched": True}
+    if isinstance(dataset, IterableDataset):
+        kwargs["fn_kwargs"].update(name=name, on_malformed=on_malformed)
+        features = TOKENIZED_FEATURES.copy()
+        for column in set(TOKENIZED_FEATURES) - set(PAIR_FEATURES):
+            del features[column]
+        kwargs.update(with_indices=True, remove_columns=columns, features=features)
+        return dataset.map(_tokenize_and_drop, **kwargs), None
+
+    state = PartialState()
+    with state.main_process_first(), state.local_main_process_first():
+        tokenized = dataset.select_columns([column for column in columns if column in ROW_COLUMNS]).map(
+            tokenize_rows,
+            num_proc=num_proc,
+            remove_columns=[column for column in columns if column in ROW_COLUMNS],
+            features=TOKENIZED_FEATURES,
+            desc=f"Tokenizing the {name} dataset",
+            **kwargs,
+        )
+    sources, rows = _origins(dataset, name)
+    status = tokenized.with_format("numpy")["status"][:] if len(tokenized) else np.array([], dtype=str)
+    malformed = np.flatnonzero(status == MALFORMED)
+    if len(malformed) and on_malformed == "error":
+        listed = tokenized.select(malformed[:10])["problem"]
+        problems = [f"{sources[i]}, row {rows[i]}: {text}" for i, text in zip(malformed, listed, strict=False)]
+        raise MalformedRowsError(problems, len(malformed))
+    report = _report(name, tokenized, status, sources, rows)
+    if not report.kept:
+        raise ValueError(f"No row of the {name} dataset is left to use.\n{report}")
+    kept = tokenized.select(np.flatnonzero(status == KEPT)).select_columns(list(PAIR_FEATURES))
+    return kept, report
+
+
+def column_names(dataset: Dataset | IterableDataset) -> list[str]:
+    """Columns of a dataset; of a stream that does not know them, those of its first row."""
+    return dataset.column_names or list(next(iter(dataset), {}))
+
+
+def _tokenize_and_drop(batch: Mapping, indices: list[int], name: str, on_malformed: str, **kwargs) -> dict[str, list]:
+    """`tokenize_rows` for streams: drops at once what a `Dataset` drops after the report."""
+    records = tokenize_rows({column: values for column, values in batch.items() if column in ROW_COLUMNS}, **kwargs)
+    sources = batch.get(SOURCE_COLUMN) or [name] * len(indices)
+    rows = batch.get(ROW_COLUMN) or indices
+    named = list(zip(records["status"], sources, rows, records["problem"], strict=True))
+    problems = [f"{source}, row {row}: {text}" for status, source, row, text in named if status == MALFORMED]
+    if problems and on_malformed == "error":
+        raise MalformedRowsError(problems[:10], len(problems))
+    for status, source, row, problem in named:
+        if status != KEPT:
+            logger.warning("%s, row %s: dropped, %s", source, row, problem or status)
+    kept = [index for index, status in enumerate(records["status"]) if status == KEPT]
+    return {column: [records[column][index] for index in kept] for column in PAIR_FEATURES}
+
+
+def _origins(dataset: Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Source and row number of each row: those that `load_pairs` noted, else the dataset's own name and order."""
+    if {SOURCE_COLUMN, ROW_COLUMN} <= set(dataset.column_names):
+        return np.array(dataset[SOURCE_COLUMN][:], dtype=object), np.array(dataset[ROW_COLUMN][:])
+    return np.full(len(dataset), name, dtype=object), np.arange(len(dataset))
+
+
+def _report(name: str, tokenized: Dataset, status: np.ndarray, sources: np.ndarray, rows: np.ndarray):
+    table = tokenized.with_format("arrow")[:]
+    lengths = {
+        part: _numpy(pc.list_value_length(table[f"{part}_ids"]), 0) for part in ("prompt", "chosen", "rejected")
+    }
+    flags = {flag: _numpy(table[flag], False) for flag in ("chosen_cut", "rejected_cut", "prompt_changed")}
+    kept = status == KEPT
+    paired = kept & _numpy(pc.is_valid(table["rejected_ids"]), False)
+    reports = {}
+    for source in dict.fromkeys(sources):
+        here = sources == source
+        dropped = {reason: rows[here & (status == reason)] for reason in DROP_REASONS}
+        reports[source] = SourceReport(
+            rows=int(here.sum()),
+            pairs=int((here & paired).sum()),
+            nll_only=int((here & kept & ~paired).sum()),
+            dropped={reason: len(found) for reason, found in dropped.items() if len(found)},
+            dropped_rows={reason: found[:MAX_LISTED].tolist() for reason, found in dropped.items() if len(found)},
+            cut_chosen=int(flags["chosen_cut"][here].sum()),
+            cut_rejected=int(flags["rejected_cut"][here].sum()),
+            prompt_changed=int(flags["prompt_changed"][here].sum()),
+        )
+    tokens = {
+        "prompt": LengthStats.of(lengths["prompt"][kept]),
+        "chosen": LengthStats.of(lengths["chosen"][kept]),
+        "rejected": LengthStats.of(lengths["rejected"][paired]),
+    }
+    return PreparationReport(name, reports, tokens)
+
+
+def _numpy(column: pa.ChunkedArray, absent) -> np.ndarray:
+    return pc.fill_null(column, absent).to_numpy()

@@ -1,0 +1,89 @@
+"""What preparation made of a dataset: counts by source and reason, and token statistics."""
+
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+# Row numbers listed per reason; the rest are counted.
+MAX_LISTED = 5
+
+
+@dataclass
+class SourceReport:
+    """Counts of one source. Row numbers count from 0 in the source as it was loaded."""
+
+    rows: int = 0
+    pairs: int = 0
+    nll_only: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    dropped_rows: dict[str, list[int]] = field(default_factory=dict)
+    cut_chosen: int = 0
+    cut_rejected: int = 0
+    prompt_changed: int = 0
+
+    @property
+    def kept(self) -> int:
+        return self.pairs + self.nll_only
+
+
+@dataclass
+class LengthStats:
+    """Token counts of one part over the kept rows."""
+
+    mean: float
+    median: float
+    p95: float
+    max: int
+    total: int
+
+    @classmethod
+    def of(cls, lengths: np.ndarray) -> "LengthStats":
+        if not len(lengths):
+            return cls(0.0, 0.0, 0.0, 0, 0)
+        median, p95 = np.percentile(lengths, [50, 95])
+        return cls(float(lengths.mean()), float(median), float(p95), int(lengths.max()), int(lengths.sum()))
+
+
+@dataclass
+class PreparationReport:
+    """The report of one dataset. `str(report)` is the text for people, `to_dict()` the same as plain values."""
+
+    name: str
+    sources: dict[str, SourceReport]
+    tokens: dict[str, LengthStats]
+
+    @property
+    def pairs(self) -> int:
+        return sum(source.pairs for source in self.sources.values())
+
+    @property
+    def kept(self) -> int:
+        return sum(source.kept for source in self.sources.values())
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"Prepared the {self.name} dataset:"]
+        for name, source in self.sources.items():
+            kinds = f"{source.pairs:,} pairs"
+            if source.nll_only:
+                kinds += f", {source.nll_only:,} without a rejected response (NLL term alone)"
+            lines.append(f"  {name}: {source.rows:,} rows read, {source.kept:,} kept ({kinds})")
+            for reason, count in source.dropped.items():
+                rows = source.dropped_rows[reason]
+                listed = ", ".join(map(str, rows)) + (", …" if count > len(rows) else "")
+                lines.append(f"    dropped, {reason}: {count:,} (row{'s' if count > 1 else ''} {listed})")
+            if source.cut_chosen or source.cut_rejected:
+                lines.append(
+                    f"    cut on the right, end-of-sequence lost: {source.cut_chosen:,} chosen, "
+                    f"{source.cut_rejected:,} rejected"
+                )
+            if source.prompt_changed:
+                lines.append(f"    prompt shortened where its tokens merge with a response: {source.prompt_changed:,}")
+        lines.append(f"  {'tokens':<10}{'mean':>8}{'median':>8}{'95 %':>8}{'max':>8}{'total':>14}")
+        for part, stats in self.tokens.items():
+            lines.append(
+                f"  {part:<10}{stats.mean:>8.0f}{stats.median:>8.0f}{stats.p95:>8.0f}{stats.max:>8,}{stats.total:>14,}"
+            )
+        return "\n".join(lines)

@@ -1,0 +1,346 @@
+"""`ORPOTrainer`: TRL's SFTTrainer on pairs, with the odds-ratio term."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset, IterableDataset
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+)
+from transformers.trainer_utils import EvalLoopOutput
+from trl import SFTTrainer
+from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
+
+from orpo_trl.batch import COUNTS, MODEL_INPUTS, GlobalBatchSampler, PairCollator, nll_sum, pair_logps
+from orpo_trl.callbacks import SampleCompletions
+from orpo_trl.config import ORPOConfig
+from orpo_trl.losses import log_odds_ratio, odds_ratio_loss
+from orpo_trl.metrics import MetricSums
+from orpo_trl.pairs import PAIR_FEATURES, PairRules, PreparationReport, column_names, prepare_pairs
+
+logger = logging.getLogger(__name__)
+
+# Modules that call `F.dropout` keep its probability as a plain number under one of these names (OPT: `dropout`;
+# attention layers of most models: `attention_dropout`).
+_FUNCTIONAL_DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop")
+
+
+class ORPOTrainer(SFTTrainer):
+    """Trains a causal language model with ORPO (arXiv 2403.07691) on pairs of a chosen and a rejected response.
+
+    Takes the place of `trl.experimental.orpo.ORPOTrainer`. What it adds to `trl.SFTTrainer`, whose model loading,
+    PEFT, quantisation, fused LM head and engines it uses as they are: pairs instead of texts, the odds-ratio term,
+    and metrics under TRL's names, each weighted by the tokens or pairs behind it.
+
+    Args:
+        model: a model, a PEFT model, or the Hub id or folder of one.
+        args: settings; by default those of `ORPOConfig`, with an output folder named after the model.
+        data_collator: makes a batch as `PairCollator` does; by default one according to `args`.
+        train_dataset: rows of the shapes that README.md lists, or prepared pairs.
+        eval_dataset: the same to evaluate on, or several by name.
+        processing_class: tokenizer, or a processor that holds one; by default the model's.
+        callbacks: added to the default ones.
+        optimizers: optimizer and scheduler, made from `args` where None.
+        optimizer_cls_and_kwargs: as in `transformers.Trainer`.
+        quantization_config: for a model given by name; with `peft_config`, QLoRA.
+        peft_config: adapter to train instead of the model's own weights.
+        compute_metrics, preprocess_logits_for_metrics: refused, because logits are never built.
+
+    Attributes:
+        preparation_reports: what became of each dataset's rows, by dataset name.
+    """
+
+    _tag_names = ("trl", "orpo", "orpo-trl")
+    _name = "ORPO"
+    _paper = {  # noqa: RUF012 (TRL's class attribute)
+        "title": "ORPO: Monolithic Preference Optimization without Reference Model",
+        "id": "2403.07691",
+        "citation": (
+            "@inproceedings{hong-etal-2024-orpo,\n"
+            "    title     = {{ORPO}: Monolithic Preference Optimization without Reference Model},\n"
+            "    author    = {Jiwoo Hong and Noah Lee and James Thorne},\n"
+            "    year      = 2024,\n"
+            "    eprint    = {arXiv:2403.07691}\n"
+            "}"
+        ),
+    }
+    # `compute_loss` divides by the totals of the whole optimiser step, so the Trainer must not divide again.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: ORPOConfig | None = None,
+        data_collator: Callable[[list[dict]], dict[str, Any]] | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        compute_metrics: None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: None = None,
+        quantization_config: Any = None,
+        peft_config: Any = None,
+    ):
+        model_id = model if isinstance(model, str) else get_config_model_id(model.config)
+        if args is None:
+            args = ORPOConfig(f"{Path(model_id).name or 'model'}-ORPO")
+        _check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config)
+        if isinstance(model, str):
+            init_kwargs = dict(args.model_init_kwargs or {})
+            if PartialState().num_processes > 1:
+                # SFTTrainer says so for DDP and DeepSpeed, but not for FSDP.
+                init_kwargs["device_map"] = None
+            args.model_init_kwargs = init_kwargs
+        if processing_class is None:
+            # Loaded before the weights: a tokenizer that does not fit should be known before they are.
+            init_kwargs = args.model_init_kwargs or {}
+            processing_class = AutoProcessor.from_pretrained(
+                model_id, revision=init_kwargs.get("revision"), trust_remote_code=args.trust_remote_code
+            )
+        _check_tokenizer(processing_class, args)
+        self.preparation_reports: dict[str, PreparationReport] = {}
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        _check_parallelism(self.accelerator.parallelism_config)
+        if data_collator is None:
+            # SFTTrainer has settled the pad token while making its own collator, which is for texts.
+            padding = self._tokenizer.pad_token_id if args.padding_value is None else args.padding_value
+            self.data_collator = PairCollator(
+                padding, args.nll_scope, args.nll_reduction, args.max_length, args.pad_to_multiple_of
+            )
+        if args.disable_dropout:
+            disable_dropout(self.model)
+        if args.generate_during_eval:
+            self.add_callback(SampleCompletions(self))
+        self._sums = {"train": MetricSums(), "eval": MetricSums()}
+        self._last_log_step = 0
+        self._num_train_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
+
+    # ---- Data ----------------------------------------------------------------------------------------------------
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        """Called by SFTTrainer for each dataset that it is given, at construction and by `evaluate`."""
+        rules = PairRules(
+            args.max_length, args.max_prompt_length, args.max_completion_length, args.strings_as_messages
+        )
+        prepared, report = prepare_pairs(
+            dataset, self._tokenizer, rules, dataset_name, args.on_malformed, args.dataset_num_proc
+        )
+        if report is not None:
+            self.preparation_reports[dataset_name] = report
+            if PartialState().is_main_process:
+                logger.info("%s", report)
+            if not report.pairs and args.beta and dataset_name == "train":
+                raise ValueError(
+                    "No row of the train dataset has a rejected response, so there is no odds-ratio term. Is its "
+                    f"column named `rejected`? Columns: {', '.join(column_names(dataset))}. Set `beta: 0` to train "
+                    "the NLL term alone."
+                )
+        return prepared.shuffle(seed=args.seed) if args.shuffle_dataset else prepared
+
+    def _set_signature_columns_if_needed(self):
+        if self._signature_columns is None:
+            self._signature_columns = list(PAIR_FEATURES)
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(dataset, IterableDataset):
+            return super()._get_train_sampler(dataset)
+        return self._sampler(
+            dataset,
+            self._train_batch_size,
+            accumulation=self.args.gradient_accumulation_steps,
+            strategy=self.args.train_sampling_strategy,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            drop_last=self.args.dataloader_drop_last,
+        )
+
+    def _get_eval_sampler(self, eval_dataset):
+        if isinstance(eval_dataset, IterableDataset):
+            return None
+        return self._sampler(eval_dataset, self.args.eval_batch_size)
+
+    def _sampler(self, dataset: Dataset, batch_size: int, **kwargs) -> GlobalBatchSampler:
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        return GlobalBatchSampler(dataset["length"][:], batch_size, ranks, rank, **kwargs)
+
+    # ---- Loss ----------------------------------------------------------------------------------------------------
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        """Totals of the optimiser step, `[4]` in the order of `COUNTS`, over all micro-batches and ranks."""
+        totals = torch.tensor([sum(batch[name] for batch in batch_samples) for name in COUNTS], device=device)
+        totals = self.accelerator.reduce(totals, "sum")
+        self._num_train_tokens += totals[COUNTS.index("num_tokens")]
+        return totals
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """ORPO's loss of a micro-batch (paper, eq. 6), as its share of the optimiser step's.
+
+        Args:
+            model: the wrapped model.
+            inputs: a batch of `PairCollator`.
+            return_outputs: must be False.
+            num_items_in_batch: `[4]` totals of the optimiser step in the order of `COUNTS`; None in evaluation, where
+                the batch stands for itself.
+
+        Returns:
+            Scalar. Its mean over ranks, summed over the accumulation steps, is the loss of the optimiser step.
+        """
+        if return_outputs:
+            raise ValueError("ORPOTrainer builds no logits, so there are no outputs to return.")
+        training = self.model.training
+        kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        outputs = model(
+            **{name: inputs[name] for name in MODEL_INPUTS}, fused_lm_head=True, use_cache=False, **kwargs
+        )
+        token_logps = outputs.log_probs.float()
+        nll = nll_sum(token_logps, inputs)
+        chosen, rejected = pair_logps(token_logps, inputs)
+        log_ratio = log_odds_ratio(chosen, rejected)
+        odds_ratio = odds_ratio_loss(log_ratio).sum()
+
+        if num_items_in_batch is None:
+            units, pairs = max(inputs["num_nll_units"], 1), max(inputs["num_pairs"], 1)
+            scale = 1
+        else:
+            units, _, pairs, _ = num_items_in_batch.clamp(min=1)
+            # DDP, FSDP and DeepSpeed average the gradients of the ranks; the totals already are over all of them.
+            scale = self.accelerator.num_processes
+        loss = (nll / units + self.args.beta * odds_ratio / pairs) * scale
+        if self.aux_loss_enabled:
+            steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
+        self._add_metrics("train" if training else "eval", inputs, outputs, nll, chosen, rejected, log_ratio)
+        return loss
+
+    @torch.no_grad()
+    def _add_metrics(self, mode, inputs, outputs, nll, chosen, rejected, log_ratio):
+        sums, pairs, beta = self._sums[mode], inputs["num_pairs"], self.args.beta
+        sums.add("nll_loss", nll, inputs["num_nll_units"])
+        sums.add("log_odds_ratio", -odds_ratio_loss(log_ratio).sum(), pairs)
+        sums.add("log_odds_chosen", log_ratio.sum(), pairs)
+        sums.add("logps/chosen", chosen.sum(), pairs)
+        sums.add("logps/rejected", rejected.sum(), pairs)
+        sums.add("rewards/chosen", beta * chosen.sum(), pairs)
+        sums.add("rewards/rejected", beta * rejected.sum(), pairs)
+        sums.add("rewards/margins", beta * (chosen - rejected).sum(), pairs)
+        # TRL compares the rewards, which are all 0 at beta = 0.
+        sums.add("rewards/accuracies", (chosen > rejected).sum(), pairs)
+        in_nll = inputs["nll_divisors"] > 0
+        sums.add("mean_token_accuracy", (outputs.is_top1 & in_nll).sum(), inputs["num_nll_tokens"])
+        sums.add("entropy", torch.where(in_nll, outputs.entropy, 0).sum(), inputs["num_nll_tokens"])
+        if self.aux_loss_enabled:
+            sums.add("aux_loss", outputs.aux_loss, 1)
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        # The Trainer sums these, and a NaN would stay in its sum for good; `log` tells of it.
+        return torch.where(loss.isfinite(), loss, 0)
+
+    # ---- Logs ----------------------------------------------------------------------------------------------------
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs:
+            metrics, non_finite = self._sums["train"].reduce(self.accelerator)
+            if non_finite:
+                logs["loss"] = float("nan")
+                self._warn_non_finite(f"between steps {self._last_log_step + 1} and {self.state.global_step}", non_finite)
+            self._last_log_step = self.state.global_step
+            logs.update(metrics, num_tokens=self._num_train_tokens.item())
+        super().log(logs, start_time)
+
+    def _warn_non_finite(self, where: str, non_finite: dict[str, int]) -> None:
+        if self.is_world_process_zero():
+            counts = ", ".join(f"{name} in {count} micro-batches" for name, count in non_finite.items())
+            logger.warning("Non-finite values %s, left out of the means: %s", where, counts)
+
+    # ---- Evaluation ----------------------------------------------------------------------------------------------
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        metrics, non_finite = self._sums["eval"].reduce(self.accelerator)
+        if non_finite:
+            self._warn_non_finite(f"in evaluation at step {self.state.global_step}", non_finite)
+        # The Trainer's own eval loss is a mean over batches of any size, rows of the last one repeated.
+        metrics["loss"] = (
+            metrics.get("nll_loss", 0.0)
+            - self.args.beta * metrics.get("log_odds_ratio", 0.0)
+            + self.router_aux_loss_coef * metrics.get("aux_loss", 0.0)
+        )
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Set every dropout of the model to 0: the modules, and the probabilities that layers hand to `F.dropout`."""
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        for name in _FUNCTIONAL_DROPOUTS:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config) -> None:
+    if not isinstance(args, ORPOConfig):
+        raise TypeError(f"`args` must be an ORPOConfig, got {type(args).__name__}.")
+    if compute_metrics is not None or preprocess_logits_for_metrics is not None:
+        raise ValueError(
+            "`compute_metrics` and `preprocess_logits_for_metrics` need logits, which ORPOTrainer never builds. "
+            "Losses, log-probabilities, margins and accuracy of the pairs are logged without them."
+        )
+    if getattr(peft_config, "is_prompt_learning", False):
+        raise ValueError(
+            f"`peft_config`: {type(peft_config).__name__} puts virtual tokens before the prompt, which pairs do not "
+            "support. Use an adapter on the weights, such as LoRA."
+        )
+    if train_dataset is None:
+        raise ValueError("`train_dataset` is required.")
+    first = next(iter(train_dataset), None)
+    if first is None:
+        raise ValueError("The train dataset has no rows.")
+    if "image" in first or "images" in first:
+        raise ValueError("The train dataset has images; ORPOTrainer trains on text alone. Remove the column.")
+
+
+def _check_tokenizer(processing_class, args: ORPOConfig) -> None:
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if args.eos_token is None and tokenizer.eos_token is None:
+        raise ValueError(
+            "The tokenizer has no end-of-sequence token, so the model could not learn where a response ends. Set "
+            "`eos_token` to a token of its vocabulary."
+        )
+
+
+def _check_parallelism(parallelism) -> None:
+    for name in ("cp", "sp", "tp"):
+        if parallelism is not None and (getattr(parallelism, f"{name}_size", None) or 1) > 1:
+            raise ValueError(f"`parallelism_config`: `{name}_size` > 1 is not supported for pairs.")
