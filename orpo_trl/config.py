@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
+from transformers.utils import is_torch_xla_available
 from trl import ModelConfig, SFTConfig
 
 NLL_SCOPES = ("sequence", "completion")
@@ -116,6 +118,10 @@ class ORPOConfig(SFTConfig):
         problems = [*self._range_problems(), *self._meaningless_problems()]
         if problems:
             raise ValueError("ORPOConfig:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        if not torch.accelerator.is_available() and not is_torch_xla_available():
+            # Unless told so, accelerate looks for a GPU backend, finds none, and lets each process of a distributed
+            # launch believe that it is alone.
+            self.use_cpu = True
         super().__post_init__()
 
     def _range_problems(self) -> list[str]:

@@ -1,0 +1,122 @@
+"""Train a model with ORPO, as a recipe says.
+
+    accelerate launch scripts/run_orpo.py recipes/quickstart.yaml
+    accelerate launch scripts/run_orpo.py recipes/mistral_beta.yaml --learning_rate 1e-5
+
+Every key of a recipe can be overridden by `--key value`; `--help` lists them all.
+"""
+
+import logging
+import sys
+
+from accelerate import PartialState
+from rich.console import Console
+from rich.table import Table
+from transformers import set_seed
+from trl import get_peft_config, get_quantization_config
+
+from orpo_trl import ORPOTrainer
+from orpo_trl.model import build_from_scratch, load_tokenizer, model_init_kwargs
+from orpo_trl.pairs import MalformedRowsError, load_pairs
+from orpo_trl.recipe import RecipeError, parse_recipe
+
+# Held-out metrics that the closing table shows, in this order.
+SUMMARY = {
+    "loss": "loss",
+    "nll_loss": "NLL",
+    "rewards/accuracies": "accuracy: chosen more likely than rejected",
+    "rewards/margins": "reward margin",
+    "logps/chosen": "log-probability of chosen, per token",
+    "logps/rejected": "log-probability of rejected, per token",
+    "log_odds_chosen": "log odds ratio",
+}
+
+
+def main(arguments: list[str]) -> None:
+    # ---- Parse -------------------------------------------------------------------------------------------------------
+    try:
+        model_args, data_args, training_args = parse_recipe(arguments)
+    except RecipeError as error:
+        fail(error)
+    set_up_logging()
+    set_seed(training_args.seed)
+    if model_args.model_name_or_path is None:
+        fail("set `model_name_or_path` to a Hub id or a folder")
+
+    # ---- Data --------------------------------------------------------------------------------------------------------
+    with_test = training_args.eval_strategy != "no"
+    try:
+        with PartialState().main_process_first():
+            train_dataset, eval_dataset = load_pairs(data_args, with_test, seed=training_args.seed)
+    except (ValueError, OSError) as error:
+        fail(error)
+
+    # ---- Model -------------------------------------------------------------------------------------------------------
+    try:
+        tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
+    except (ValueError, OSError) as error:
+        fail(f"the tokenizer could not be loaded: {error}")
+    if model_args.from_scratch:
+        model = build_from_scratch(model_args, tokenizer)
+    else:
+        model = model_args.model_name_or_path
+        training_args.model_init_kwargs = {
+            **model_init_kwargs(model_args),
+            **(training_args.model_init_kwargs or {}),
+        }
+
+    # ---- Train -------------------------------------------------------------------------------------------------------
+    try:
+        trainer = ORPOTrainer(
+            model=model,
+            args=training_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            quantization_config=get_quantization_config(model_args),
+            peft_config=get_peft_config(model_args),
+        )
+    except MalformedRowsError as error:
+        fail(error)
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    metrics = trainer.evaluate() if with_test else None
+
+    # ---- Save --------------------------------------------------------------------------------------------------------
+    trainer.model.config.use_cache = True  # off in training; whoever loads the model to generate wants it
+    trainer.save_model(training_args.output_dir)
+    trainer.create_model_card(dataset_name=data_args.dataset_name)
+    if metrics is not None and trainer.is_world_process_zero():
+        print_summary(metrics)
+    trainer.accelerator.print(f"Saved the model to {training_args.output_dir}")
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=data_args.dataset_name)
+    trainer.end()
+
+
+def print_summary(metrics: dict[str, float]) -> None:
+    prefixes = sorted({key.removesuffix("nll_loss") for key in metrics if key.endswith("_nll_loss")})
+    for prefix in prefixes:
+        table = Table("metric", title=f"Held-out pairs ({prefix.rstrip('_')})")
+        table.add_column("value", justify="right")
+        for name, label in SUMMARY.items():
+            if prefix + name in metrics:
+                table.add_row(label, f"{metrics[prefix + name]:.4f}")
+        Console().print(table)
+
+
+def set_up_logging() -> None:
+    """The package's messages on the main process, its warnings on all; transformers keeps its own handlers."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("orpo_trl")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if PartialState().is_main_process else logging.WARNING)
+
+
+def fail(problem: object) -> None:
+    """Stop with one message from the main process: the problem is the user's to mend, so a traceback is no help."""
+    sys.exit(f"run_orpo.py: {problem}" if PartialState().is_main_process else 1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
