@@ -1,0 +1,112 @@
+"""The odds-ratio term against closed forms in float64, and at the ends of its range.
+
+Expected values are worked by hand from p, the geometric mean of the token probabilities. With p_w = 0.8 and
+p_l = 0.5: odds 0.8 / 0.2 = 4 and 0.5 / 0.5 = 1, odds ratio 4, log OR = ln 4, L_OR = -ln(4 / (1 + 4)) = ln 1.25.
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orpo_trl.losses import MAX_EXACT_LOGP, MAX_SLOPE, log1mexp, log_odds, log_odds_ratio, odds_ratio_loss
+
+LOGPS = st.one_of(
+    st.floats(max_value=0.0, allow_nan=False, allow_subnormal=False),
+    st.floats(min_value=-1e-3, max_value=0.0, allow_subnormal=False),
+    st.floats(min_value=-20, max_value=0.0, allow_subnormal=False),
+    st.sampled_from([0.0, -0.0, -1e-38, -2e-8, -1e-7, -1e-4, -math.log(2), -100.0, -1e30, -3e38, -math.inf]),
+)
+
+
+def loss_of(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+    return odds_ratio_loss(log_odds_ratio(chosen, rejected))
+
+
+def logs(*probabilities: float) -> torch.Tensor:
+    return torch.tensor(probabilities, dtype=torch.float64).log()
+
+
+def test_hand_worked_odds():
+    assert log_odds(logs(0.8, 0.5, 0.2)).tolist() == pytest.approx([math.log(4), 0.0, -math.log(4)], abs=1e-14)
+
+
+def test_hand_worked_losses():
+    chosen, rejected = logs(0.8, 0.5, 0.5), logs(0.5, 0.8, 0.5)
+    # Odds ratios 4, 1/4 and 1: sigmoid(ln r) = r / (1 + r).
+    expected = [math.log(1.25), math.log(5), math.log(2)]
+    assert loss_of(chosen, rejected).tolist() == pytest.approx(expected, abs=1e-14)
+
+
+@given(st.floats(1e-12, 1 - 1.01e-4), st.floats(1e-12, 1 - 1.01e-4))
+def test_equals_the_definition_in_float64(chosen, rejected):
+    ratio = (chosen / (1 - chosen)) / (rejected / (1 - rejected))
+    assert loss_of(logs(chosen), logs(rejected)).item() == pytest.approx(math.log1p(1 / ratio), rel=1e-9)
+
+
+@given(st.floats(-50, -1.01e-4), st.floats(-50, -1.01e-4))
+def test_gradient_equals_the_paper(chosen, rejected):
+    """d L_OR / d log p_w = -delta / (1 - p_w), with delta = 1 / (1 + odds ratio) (paper, eqs. 8 to 10)."""
+    logp = torch.tensor([chosen, rejected], dtype=torch.float64, requires_grad=True)
+    loss_of(logp[:1], logp[1:]).sum().backward()
+    p_chosen, p_rejected = math.exp(chosen), math.exp(rejected)
+    log_ratio = chosen - math.log1p(-p_chosen) - rejected + math.log1p(-p_rejected)
+    delta = 1 / (1 + math.exp(log_ratio))
+    assert logp.grad.tolist() == pytest.approx([-delta / (1 - p_chosen), delta / (1 - p_rejected)], rel=1e-7)
+
+
+def test_gradcheck():
+    logp = torch.tensor([-1e-5, -1e-3, -0.3, -math.log(2) - 1e-3, -0.9, -7.0, -30.0], dtype=torch.float64)
+    chosen, rejected = logp.clone().requires_grad_(), logp.flip(0).clone().requires_grad_()
+    assert torch.autograd.gradcheck(loss_of, (chosen, rejected), eps=1e-7, atol=1e-4)
+
+
+@given(LOGPS, LOGPS, st.sampled_from([torch.float32, torch.float64]))
+def test_loss_and_gradient_are_finite_for_every_logp(chosen, rejected, dtype):
+    """TRL's loss is NaN at log p = 0 and its gradient NaN at -2e-8 (known failure 3)."""
+    chosen = torch.tensor([chosen], dtype=dtype, requires_grad=True)
+    rejected = torch.tensor([rejected], dtype=dtype, requires_grad=True)
+    loss = loss_of(chosen, rejected)
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert chosen.grad.isfinite().all()
+    assert rejected.grad.isfinite().all()
+    assert chosen.grad.abs().max() <= MAX_SLOPE * 1.01
+    assert rejected.grad.abs().max() <= MAX_SLOPE * 1.01
+
+
+@pytest.mark.parametrize("logp", [-1e-7, -2e-8, 0.0])
+def test_certain_rejected_response_is_pushed_by_a_bounded_gradient(logp):
+    """TRL's gradient at log p = -1e-7 is 1e7, and 0 where a clamp would stop it (known failure 4)."""
+    rejected = torch.tensor([logp], requires_grad=True)
+    loss_of(torch.tensor([-1.0]), rejected).sum().backward()
+    assert 0 < rejected.grad.item() <= 1.01 * MAX_SLOPE
+
+
+@given(st.lists(LOGPS, min_size=2, max_size=2))
+def test_log_odds_never_decrease(logps):
+    low, high = sorted(logps)
+    odds = log_odds(torch.tensor([low, high], dtype=torch.float64))
+    assert odds[0] <= odds[1] + 1e-9
+
+
+def test_tangent_joins_without_a_step():
+    below, above = MAX_EXACT_LOGP * (1 + 1e-9), MAX_EXACT_LOGP * (1 - 1e-9)
+    x = torch.tensor([below, above], dtype=torch.float64, requires_grad=True)
+    odds = log_odds(x)
+    odds.sum().backward()
+    assert odds[1].item() - odds[0].item() == pytest.approx(MAX_SLOPE * (above - below), rel=1e-3)
+    assert x.grad[0].item() == pytest.approx(x.grad[1].item(), rel=1e-6)
+
+
+@given(st.floats(-60, -1e-12))
+def test_log1mexp_keeps_its_digits(x):
+    expected = math.log(-math.expm1(x)) if x > -0.69 else math.log1p(-math.exp(x))
+    assert log1mexp(torch.tensor(x, dtype=torch.float64)).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_mean_of_many_hopeless_pairs_stays_finite():
+    hopeless = torch.full((4096,), -math.inf)
+    assert loss_of(hopeless, torch.full((4096,), -1.0)).sum().isfinite()
