@@ -55,8 +55,10 @@ def log_odds(logp: torch.Tensor) -> torch.Tensor:
         `MAX_EXACT_LOGP`; below, constant.
     """
     logp = logp.clamp(min=MIN_LOGP)
-    exact = logp.clamp(max=MAX_EXACT_LOGP)
-    beyond = (logp - MAX_EXACT_LOGP).clamp(min=0)
+    # Two clamps would both pass the gradient where they meet, and double the slope there.
+    inside = logp < MAX_EXACT_LOGP
+    exact = torch.where(inside, logp, MAX_EXACT_LOGP)
+    beyond = torch.where(inside, 0, logp - MAX_EXACT_LOGP)
     return exact - log1mexp(exact) + MAX_SLOPE * beyond
 
 
