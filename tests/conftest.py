@@ -9,9 +9,15 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from orpo_trl import ORPOConfig
+
+# Absolute times say nothing on a shared machine.
+hypothesis_settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("default")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WORDS = "time year people way day man thing woman life child world school state family student group".split()

@@ -63,7 +63,7 @@ def is_empty(response: str | dict[str, Any]) -> bool:
     if isinstance(response, str):
         return not response.strip()
     content = response.get("content")
-    text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content or [])
+    text = content if isinstance(content, str) else "".join(str(part.get("text", "")) for part in content or [])
     return not text.strip() and not response.get("tool_calls")
 
 
@@ -132,10 +132,10 @@ def _messages(name: str, value: list) -> Messages:
     for position, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise RowError(name, "messages with `role` and `content`", f"{_describe(message)} at position {position}")
-        has_body = isinstance(message.get("content"), (str, list)) or message.get("tool_calls")
-        if not has_body:
-            received = _describe(message.get("content"))
-            raise RowError(name, "`content` of text in each message", f"{received} at position {position}")
+        content = message.get("content")
+        parts = isinstance(content, list) and all(isinstance(part, dict) for part in content)
+        if not (isinstance(content, str) or parts or (content is None and message.get("tool_calls"))):
+            raise RowError(name, "`content` of text in each message", f"{_describe(content)} at position {position}")
     return messages
 
 

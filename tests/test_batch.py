@@ -1,0 +1,140 @@
+"""The padded batch against sums written out row by row, and the sampler's promise that each row is used once."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orpo_trl.batch import COUNTS, GlobalBatchSampler, PairCollator, nll_sum, pair_logps
+
+IDS = st.lists(st.integers(0, 99), min_size=1, max_size=12)
+EXAMPLES = st.lists(
+    st.fixed_dictionaries({"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": st.none() | IDS}), max_size=6
+)
+REDUCTIONS = ["token_mean", "micro_batch_mean", "sequence_mean", "max_length"]
+MAX_LENGTH = 40
+
+
+def token_logp(context: int, token: int) -> float:
+    """A made-up log-probability that tells which token was predicted from which."""
+    return -(1 + context * 0.37 + token * 0.011) % 7 - 0.1
+
+
+def fake_logps(batch: dict) -> torch.Tensor:
+    ids, labels = batch["input_ids"], batch["shift_labels"]
+    rows = [
+        [token_logp(c, y) if y != -100 else 0.0 for c, y in zip(row, targets, strict=True)]
+        for row, targets in zip(ids.tolist(), labels.tolist(), strict=True)
+    ]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def row_logps(prompt: list[int], response: list[int], scope: str) -> list[float]:
+    ids = prompt + response
+    first = len(prompt) if scope == "completion" else 1
+    return [token_logp(ids[k - 1], ids[k]) for k in range(first, len(ids))]
+
+
+@given(EXAMPLES, st.sampled_from(["sequence", "completion"]), st.sampled_from(REDUCTIONS), st.sampled_from([None, 8]))
+def test_nll_equals_its_definition(examples, scope, reduction, multiple):
+    batch = PairCollator(0, scope, reduction, MAX_LENGTH, multiple)(examples)
+    rows = [row_logps(e["prompt_ids"], e["chosen_ids"], scope) for e in examples]
+    expected = {
+        "token_mean": -sum(map(sum, rows)),
+        "micro_batch_mean": -sum(map(sum, rows)) / max(sum(map(len, rows)), 1),
+        "sequence_mean": -sum(sum(row) / len(row) for row in rows),
+        "max_length": -sum(sum(row) / (MAX_LENGTH - 1) for row in rows),
+    }[reduction]
+    units = {"token_mean": sum(map(len, rows)), "micro_batch_mean": int(bool(rows))}.get(reduction, len(rows))
+    assert nll_sum(fake_logps(batch), batch).item() == pytest.approx(expected, abs=1e-9)
+    assert batch["num_nll_units"] == units
+    assert batch["num_nll_tokens"] == sum(map(len, rows))
+
+
+@given(EXAMPLES, st.sampled_from(["sequence", "completion"]))
+def test_pair_logps_are_the_means_over_the_responses(examples, scope):
+    batch = PairCollator(0, scope)(examples)
+    chosen, rejected = pair_logps(fake_logps(batch), batch)
+    pairs = [e for e in examples if e["rejected_ids"] is not None]
+    for logps, name in ((chosen, "chosen_ids"), (rejected, "rejected_ids")):
+        rows = [row_logps(e["prompt_ids"], e[name], "completion") for e in pairs]
+        assert logps.tolist() == pytest.approx([sum(row) / len(row) for row in rows], abs=1e-9)
+    assert batch["num_pairs"] == len(pairs)
+
+
+@given(EXAMPLES)
+def test_rows_hold_the_texts_and_nothing_else(examples):
+    batch = PairCollator(99)(examples)
+    expected = sorted(
+        e["prompt_ids"] + e[name] for e in examples for name in ("chosen_ids", "rejected_ids") if e[name] is not None
+    )
+    rows = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    assert (sorted(rows) if examples else []) == expected
+    assert batch["num_tokens"] == sum(map(len, expected))
+
+
+def test_no_floating_point_tensor_is_handed_to_deepspeed():
+    """It would be cast to the model's dtype: 1/347 in bf16 is off by 0.2 %."""
+    batch = PairCollator(0)([{"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4]}])
+    assert not any(value.is_floating_point() for value in batch.values() if isinstance(value, torch.Tensor))
+
+
+def test_a_rank_without_rows_gets_a_batch_that_nothing_scores():
+    batch = PairCollator(7)([])
+    assert (batch["shift_labels"] == -100).all()
+    assert [batch[name] for name in COUNTS] == [0, 0, 0, 0]
+    logps = torch.zeros(batch["input_ids"].shape, requires_grad=True)
+    chosen, rejected = pair_logps(logps, batch)
+    (nll_sum(logps, batch) + chosen.sum() + rejected.sum()).backward()
+    assert logps.grad.tolist() == [[0.0]]
+
+
+STRATEGIES = ["random", "sequential", "group_by_length", "batch_rebalance"]
+
+
+@given(
+    st.integers(1, 60), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.sampled_from(STRATEGIES),
+    st.integers(0, 2),
+)  # fmt: skip
+def test_each_row_is_dealt_once_and_to_the_step_that_one_process_puts_it_in(
+    rows, batch_size, ranks, accumulation, strategy, epoch
+):
+    lengths = [(7 * i) % 13 + 1 for i in range(rows)]
+
+    def steps(ranks: int, accumulation: int, batch_size: int) -> list[list[int]]:
+        micro_batches = []
+        for rank in range(ranks):
+            sampler = GlobalBatchSampler(lengths, batch_size, ranks, rank, accumulation, strategy, seed=3)
+            sampler.set_epoch(epoch)
+            micro_batches.append(list(sampler))
+            assert len(micro_batches[-1]) == len(sampler)
+        slots = [sum(slot, []) for slot in zip(*micro_batches, strict=True)]
+        return [sorted(sum(slots[k : k + accumulation], [])) for k in range(0, len(slots), accumulation)]
+
+    split = steps(ranks, accumulation, batch_size)
+    assert sorted(sum(split, [])) == list(range(rows))
+    assert split == steps(1, 1, batch_size * ranks * accumulation)
+
+
+def test_full_micro_batches_hold_batch_size_rows_in_order():
+    """The micro-batches of `torch.utils.data.BatchSampler`, which `micro_batch_mean` reproduces TRL with."""
+    sampler = GlobalBatchSampler([1] * 21, 4, accumulation=2)
+    assert [len(batch) for batch in sampler] == [4, 4, 4, 4, 4, 1]
+    assert sum(sampler, []) == list(range(21))
+
+
+def test_drop_last_leaves_out_the_partial_step():
+    sampler = GlobalBatchSampler([1] * 21, 4, accumulation=2, drop_last=True)
+    assert sum(sampler, []) == list(range(16))
+    assert len(sampler) == 4
+
+
+def test_epochs_differ_and_seeds_repeat():
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = GlobalBatchSampler([1] * 50, 5, strategy="random", seed=seed)
+        sampler.set_epoch(epoch)
+        return sum(sampler, [])
+
+    assert order(1, 0) != order(1, 1)
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(2, 0)
