@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from conftest import make_dataset, make_rows, settings, tiny_model
+from helpers import make_dataset, make_rows, settings, tiny_model
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftModel, PromptTuningConfig
 from reference import step_metrics
