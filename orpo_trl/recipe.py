@@ -22,8 +22,8 @@ def parse_recipe(arguments: list[str]) -> tuple[ModelArguments, DataArguments, O
         arguments: the command line after the script's name.
 
     Raises:
-        RecipeError: naming the file or the keys at fault.
-        SystemExit: from argparse, on overrides of unknown keys or wrong types, and after `--help`.
+        RecipeError: naming the file, keys or overrides at fault.
+        SystemExit: from argparse, where a value has the wrong type, and after `--help`.
     """
     parser = TrlParser((ModelArguments, DataArguments, ORPOConfig), usage="run_orpo.py RECIPE [--key value …]")
     recipe, overrides = (None, arguments)
@@ -37,11 +37,21 @@ def parse_recipe(arguments: list[str]) -> tuple[ModelArguments, DataArguments, O
     if recipe is None and not {"-h", "--help"} & set(arguments):
         parser.error("name a recipe first, such as recipes/quickstart.yaml")
     parser.set_defaults(deepspeed=resolve_engine(parser.get_default("deepspeed")))
-    overrides = _resolve_engine_override(overrides)
     try:
-        return parser.parse_args_into_dataclasses(args=overrides)
+        *settings, unused = parser.parse_args_into_dataclasses(
+            args=_resolve_engine_override(overrides), return_remaining_strings=True
+        )
     except ValueError as error:
         raise RecipeError(f"{recipe}: {error}") from error
+    if unused:
+        raise RecipeError(f"Unknown overrides {' '.join(unused)}. `run_orpo.py --help` lists all keys.")
+    model, data, training = settings
+    if training.deepspeed and training.use_cpu:
+        # accelerate starts DeepSpeed's communication for accelerators alone; without it DeepSpeed counts one process.
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+    return model, data, training
 
 
 def resolve_engine(deepspeed: str | None) -> str | None:

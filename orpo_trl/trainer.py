@@ -135,6 +135,7 @@ class ORPOTrainer(SFTTrainer):
         if args.generate_during_eval:
             self.add_callback(SampleCompletions(self))
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
+        self._train_sampler = None
         self._last_log_step = 0
         self._num_train_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
 
@@ -168,7 +169,7 @@ class ORPOTrainer(SFTTrainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if isinstance(dataset, IterableDataset):
             return super()._get_train_sampler(dataset)
-        return self._sampler(
+        self._train_sampler = self._sampler(
             dataset,
             self._train_batch_size,
             accumulation=self.args.gradient_accumulation_steps,
@@ -176,6 +177,14 @@ class ORPOTrainer(SFTTrainer):
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             drop_last=self.args.dataloader_drop_last,
         )
+        return self._train_sampler
+
+    def _run_epoch(self, model, epoch, *args, **kwargs):
+        # Where a run resumes in the middle of an epoch with several processes, accelerate wraps the sampler twice, and
+        # the Trainer's own `set_epoch` does not reach it: the epoch would go on with the rows of epoch 0.
+        if self._train_sampler is not None:
+            self._train_sampler.set_epoch(epoch)
+        return super()._run_epoch(model, epoch, *args, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset):
         if isinstance(eval_dataset, IterableDataset):

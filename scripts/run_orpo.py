@@ -7,6 +7,7 @@ Every key of a recipe can be overridden by `--key value`; `--help` lists them al
 """
 
 import logging
+import os
 import sys
 
 from accelerate import PartialState
@@ -115,7 +116,9 @@ def set_up_logging() -> None:
 
 def fail(problem: object) -> None:
     """Stop with one message from the main process: the problem is the user's to mend, so a traceback is no help."""
-    sys.exit(f"run_orpo.py: {problem}" if PartialState().is_main_process else 1)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"run_orpo.py: {problem}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def load_pairs(
     if arguments.test_split_size is not None:
         if streaming:
             raise ValueError("`test_split_size` cannot split a stream: set `dataset_streaming: false`.")
-        split = train.train_test_split(test_size=arguments.test_split_size, seed=seed)
+        size = arguments.test_split_size
+        split = train.train_test_split(test_size=int(size) if size >= 1 else size, seed=seed)
         return split["train"], split["test"]
     if arguments.datasets:
         raise ValueError("`datasets` has no test split: set `test_split_size`, or `eval_strategy: 'no'`.")

@@ -66,6 +66,12 @@ def test_mixture_fractions_repeat_no_row(tmp_path):
     assert train[SOURCE_COLUMN][:] == [a] * 3 + [b] * 3
 
 
+@pytest.mark.parametrize("size", [0.3, 3.0])
+def test_held_out_share_or_number(tmp_path, size):
+    train, test = load(True, dataset_name=write(tmp_path / "rows.jsonl"), test_split_size=size)
+    assert (len(train), len(test)) == (7, 3)
+
+
 def test_held_out_rows_do_not_depend_on_the_process(tmp_path):
     """TRL's mixture splits without a seed, so that each rank holds out other rows."""
     path = write(tmp_path / "rows.jsonl")

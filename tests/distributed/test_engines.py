@@ -1,0 +1,96 @@
+"""Two real processes on the CPU under each shipped engine, against one process."""
+
+import pytest
+import torch
+from helpers import tiny_model
+from launch import cpu_engine, train
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+CURVES = {
+    "loss", "nll_loss", "log_odds_ratio", "logps/chosen", "logps/rejected", "rewards/accuracies", "num_tokens",
+}  # fmt: skip
+STEPS = 20
+# 43 rows in steps of 8: an epoch ends with a step of 3 rows, and both ranks go on with rows without a rejected response.
+JOB = {
+    "rows": 43, "nll_only_every": 5,
+    "config": {"max_steps": STEPS, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "optim": "adamw_torch"},
+}  # fmt: skip
+TWO = {**JOB["config"], "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    tiny_model().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_process(base, tmp_path_factory):
+    return train({**JOB, "model": base, "output_dir": tmp_path_factory.mktemp("one")})
+
+
+def curve(result: dict, name: str) -> list[float]:
+    return [entry[name] for entry in result["history"] if "loss" in entry]
+
+
+@pytest.mark.parametrize("engine", ["zero3", "zero2", "fsdp2", "ddp"])
+def test_engine_follows_one_process(engine, base, one_process, tmp_path):
+    """20 steps; split invariance over ranks and accumulation, and the saved model, come with it."""
+    job = {**JOB, "config": TWO, "model": base, "output_dir": tmp_path / "two"}
+    (tmp_path / "two").mkdir()
+    result = train({**job, "fsdp": engine == "fsdp2"}, engine if engine == "ddp" else cpu_engine(engine, tmp_path))
+    assert result["ranks"] == 2
+    assert {"zero3": "DEEPSPEED", "zero2": "DEEPSPEED", "fsdp2": "FSDP", "ddp": "MULTI_CPU"}[engine] in result["engine"]
+    assert result["weight_is_sharded"] == (engine in ("zero3", "fsdp2")), result["weight_class"]
+    assert result["device_map"] is None  # known failure 22: "auto" under a distributed launch
+    for name in CURVES:
+        expected = curve(one_process, name)
+        assert len(expected) == STEPS
+        assert curve(result, name) == pytest.approx(expected, rel=1e-4, abs=1e-4), name
+    # The first step has no history that could drift: equal to the digits of fp32.
+    assert curve(result, "loss")[0] == pytest.approx(curve(one_process, "loss")[0], rel=1e-6)
+    for name in ("loss", "rewards/accuracies", "logps/chosen"):
+        assert result["eval"][f"eval_{name}"] == pytest.approx(one_process["eval"][f"eval_{name}"], rel=1e-4), name
+    assert result["stdout"].count("Prepared the train dataset") == 1
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "two")
+    trained = torch.load(tmp_path / "two" / "logits.pt")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(torch.arange(5, 25)[None]).logits, trained, rtol=1e-5, atol=1e-5)
+
+
+def test_lora_under_zero3(base, tmp_path):
+    job = {**JOB, "rows": 16, "lora": True, "model": base, "output_dir": tmp_path / "lora"}
+    job["config"] = {**TWO, "max_steps": 4, "learning_rate": 1e-2}
+    (tmp_path / "lora").mkdir()
+    result = train(job, cpu_engine("zero3", tmp_path))
+    losses = curve(result, "loss")
+    assert losses[-1] < losses[0]
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "lora")
+    trained = torch.load(tmp_path / "lora" / "logits.pt")
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(torch.arange(5, 25)[None]).logits, trained, rtol=1e-5, atol=1e-5)
+        merged = adapted.merge_and_unload()
+        torch.testing.assert_close(merged(torch.arange(5, 25)[None]).logits, trained, rtol=1e-4, atol=1e-4)
+
+
+def test_resume_under_zero3_reads_the_same_rows(base, tmp_path):
+    config = {**TWO, "max_steps": 8, "save_strategy": "steps", "save_steps": 7}
+    job = {**JOB, "config": config, "model": base, "output_dir": tmp_path / "whole"}
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "again").mkdir()
+    engine = cpu_engine("zero3", tmp_path)
+    whole = train(job, engine)
+    checkpoint = tmp_path / "whole" / "checkpoint-7"
+    again = train({**job, "output_dir": tmp_path / "again", "resume": str(checkpoint)}, engine)
+    assert curve(again, "loss")[-1] == pytest.approx(curve(whole, "loss")[-1], rel=1e-5)
+    assert curve(again, "grad_norm")[-1] == pytest.approx(curve(whole, "grad_norm")[-1], rel=1e-4)
+
+
+def test_samples_under_zero3_with_an_eval_set_smaller_than_a_batch(base, tmp_path):
+    job = {**JOB, "rows": 8, "eval_rows": 3, "model": base, "output_dir": tmp_path / "samples"}
+    job["config"] = {**TWO, "max_steps": 1, "generate_during_eval": True}
+    (tmp_path / "samples").mkdir()
+    train(job, cpu_engine("zero3", tmp_path))
+    assert len((tmp_path / "samples" / "samples.jsonl").read_text().splitlines()) == 3

@@ -1,0 +1,113 @@
+"""The entry point in real processes: the quickstart, the paper's recipes, and wrong input."""
+
+import json
+
+import pytest
+import torch
+from helpers import REPOSITORY, make_rows
+from launch import cpu_engine, launch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+SCRIPT = REPOSITORY / "scripts" / "run_orpo.py"
+TINY_MODEL = REPOSITORY / "recipes" / "quickstart" / "model"
+LOCAL = ["--model_name_or_path", str(TINY_MODEL), "--from_scratch", "true", "--bf16", "false", "--optim", "adamw_torch"]
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    chats = [
+        {
+            "prompt": row["prompt"],
+            "chosen": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["chosen"]}],
+            "rejected": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["rejected"]}],
+        }
+        for row in make_rows(60)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in chats))
+    return path
+
+
+@pytest.mark.parametrize("name", ["mistral_alpha", "mistral_beta", "mistral_capybara"])
+def test_paper_recipe_trains_under_zero3_by_overrides_alone(name, rows, tmp_path):
+    overrides = [*LOCAL, "--dataset_name", str(rows), "--dataset_train_split", "train", "--test_split_size", "4",
+                 "--max_steps", "3", "--logging_steps", "1", "--output_dir", str(tmp_path / "out")]  # fmt: skip
+    launch(SCRIPT, f"recipes/{name}.yaml", *overrides, engine=cpu_engine("zero3", tmp_path))
+    state = json.loads(next((tmp_path / "out").glob("checkpoint-*/trainer_state.json")).read_text())
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert len(losses) == 3
+    assert all(0 < loss < 20 for loss in losses)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_recipes_own_engine_shards_without_an_accelerate_config(rows, tmp_path):
+    """`deepspeed: zero3` in the recipe, under a launcher that says nothing about engines."""
+    overrides = [*LOCAL, "--dataset_name", str(rows), "--max_steps", "1", "--output_dir", str(tmp_path / "out")]
+    done = launch(SCRIPT, "recipes/mistral_beta.yaml", *overrides, "--log_level", "info", engine="ddp")
+    assert "DeepSpeed" in done.stdout + done.stderr
+    assert next((tmp_path / "out").glob("checkpoint-*/global_step1")).is_dir()
+
+
+@pytest.mark.slow
+def test_quickstart_learns_and_answers_as_the_chosen_side(tmp_path):
+    done = launch(SCRIPT, "recipes/quickstart.yaml", "--output_dir", str(tmp_path))
+    assert "accuracy: chosen more likely than rejected" in done.stdout
+    assert "100%|" in done.stderr
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    test = REPOSITORY / "recipes" / "quickstart" / "data" / "test.jsonl"
+    rows = [json.loads(line) for line in test.read_text().splitlines()]
+    right = 0
+    for row in rows:
+        ids = tokenizer.apply_chat_template(
+            row["prompt"], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        with torch.no_grad():
+            answer = model.generate(**ids, max_new_tokens=40, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        right += tokenizer.decode(answer, skip_special_tokens=True).strip() == row["chosen"][0]["content"]
+    assert right >= 0.95 * len(rows)
+
+
+def test_quickstart_command_runs(tmp_path):
+    done = launch(SCRIPT, "recipes/quickstart.yaml", "--max_steps", "3", "--output_dir", str(tmp_path))
+    assert "521 rows read, 521 kept" in done.stdout
+    assert "Held-out pairs (eval)" in done.stdout
+    assert "3/3" in done.stderr
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config.use_cache
+
+
+def test_lora_recipe_trains_and_saves_an_adapter(rows, tmp_path):
+    base = tmp_path / "base"
+    launch(SCRIPT, "recipes/quickstart.yaml", "--max_steps", "1", "--output_dir", str(base))
+    launch(
+        SCRIPT, "recipes/quickstart.yaml", "--model_name_or_path", str(base), "--from_scratch", "false", "--use_peft",
+        "true", "--lora_target_modules", "all-linear", "--max_steps", "1", "--output_dir", str(tmp_path / "lora"),
+    )  # fmt: skip
+    assert (tmp_path / "lora" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recipes/quickstrat.yaml"], "recipes/quickstrat.yaml does not exist"),
+        (["recipes/quickstart.yaml", "--dataset_name", "./absent.jsonl"], "absent.jsonl"),
+        (["recipes/quickstart.yaml", "--beta", "-1"], "`beta` must be a finite number >= 0, got -1.0"),
+        (["recipes/quickstart.yaml", "--learnin_rate", "1"], "--learnin_rate"),
+        (["recipes/quickstart.yaml", "--model_name_or_path", "./absent"], "absent"),
+    ],
+)
+def test_wrong_input_ends_with_a_message_and_no_traceback(arguments, message, tmp_path):
+    done = launch(SCRIPT, *arguments, "--output_dir", str(tmp_path), check=False)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_malformed_row_ends_with_a_message_and_no_traceback(rows, tmp_path):
+    rows.write_text(rows.read_text() + json.dumps({"prompt": "q", "chosen": None, "rejected": None}) + "\n")
+    done = launch(
+        SCRIPT, "recipes/quickstart.yaml", "--dataset_name", str(rows), "--eval_strategy", "no", "--output_dir",
+        str(tmp_path / "out"), check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert f"{rows}, row 60: column `chosen`: expected a string or a list of messages" in done.stderr
+    assert "Traceback" not in done.stderr
