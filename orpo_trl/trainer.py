@@ -143,9 +143,7 @@ class ORPOTrainer(SFTTrainer):
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         """Called by SFTTrainer for each dataset that it is given, at construction and by `evaluate`."""
-        rules = PairRules(
-            args.max_length, args.max_prompt_length, args.max_completion_length, args.strings_as_messages
-        )
+        rules = PairRules(args.max_length, args.max_prompt_length, args.max_completion_length, args.strings_as_messages)
         prepared, report = prepare_pairs(
             dataset, self._tokenizer, rules, dataset_name, args.on_malformed, args.dataset_num_proc
         )
@@ -221,9 +219,7 @@ class ORPOTrainer(SFTTrainer):
             raise ValueError("ORPOTrainer builds no logits, so there are no outputs to return.")
         training = self.model.training
         kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        outputs = model(
-            **{name: inputs[name] for name in MODEL_INPUTS}, fused_lm_head=True, use_cache=False, **kwargs
-        )
+        outputs = model(**{name: inputs[name] for name in MODEL_INPUTS}, fused_lm_head=True, use_cache=False, **kwargs)
         token_logps = outputs.log_probs.float()
         nll = nll_sum(token_logps, inputs)
         chosen, rejected = pair_logps(token_logps, inputs)
@@ -275,7 +271,8 @@ class ORPOTrainer(SFTTrainer):
             metrics, non_finite = self._sums["train"].reduce(self.accelerator)
             if non_finite:
                 logs["loss"] = float("nan")
-                self._warn_non_finite(f"between steps {self._last_log_step + 1} and {self.state.global_step}", non_finite)
+                window = f"between steps {self._last_log_step + 1} and {self.state.global_step}"
+                self._warn_non_finite(window, non_finite)
             self._last_log_step = self.state.global_step
             logs.update(metrics, num_tokens=self._num_train_tokens.item())
         super().log(logs, start_time)

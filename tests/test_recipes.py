@@ -28,8 +28,10 @@ def test_recipe_is_read_whole_and_headed_by_its_command(path, monkeypatch, tmp_p
     for word in ("Hardware:", "Expect:"):
         assert word in text
     keys = list(yaml.safe_load(text))
-    assert len(keys) == len(set(keys)) == text.count("\n") - sum(
-        line.startswith("#") or not line.strip() for line in text.splitlines()
+    assert (
+        len(keys)
+        == len(set(keys))
+        == text.count("\n") - sum(line.startswith("#") or not line.strip() for line in text.splitlines())
     )
 
 

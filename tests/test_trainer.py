@@ -6,14 +6,15 @@ import logging
 
 import pytest
 import torch
-from helpers import make_dataset, make_rows, settings, tiny_model
 from datasets import Dataset, IterableDataset
+from helpers import make_dataset, make_rows, settings, tiny_model
 from peft import LoraConfig, PeftModel, PromptTuningConfig
 from reference import step_metrics
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     MixtralConfig,
     MixtralForCausalLM,
     OPTConfig,
@@ -30,9 +31,7 @@ PAIR_METRICS = {
 
 
 def train(model, tokenizer, dataset, tmp_path, **kwargs):
-    trainer = ORPOTrainer(
-        model, settings(tmp_path, **kwargs), train_dataset=dataset, processing_class=tokenizer
-    )
+    trainer = ORPOTrainer(model, settings(tmp_path, **kwargs), train_dataset=dataset, processing_class=tokenizer)
     trainer.train()
     return trainer
 
@@ -355,6 +354,23 @@ def test_lora_trains_saves_loads_and_merges(tokenizer, tmp_path):
                            before["model.layers.0.self_attn.q_proj.weight"])  # fmt: skip
 
 
+def test_qlora_of_a_model_by_name(tokenizer, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    tiny_model(hidden_size=64).save_pretrained(tmp_path / "base")
+    trainer = ORPOTrainer(
+        str(tmp_path / "base"), settings(tmp_path / "run", max_steps=3, gradient_checkpointing=True),
+        train_dataset=make_dataset(12), processing_class=tokenizer,
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )  # fmt: skip
+    layer = trainer.model.base_model.model.model.layers[0].self_attn.q_proj
+    assert type(layer.base_layer).__name__ == "Linear4bit"
+    before = layer.lora_B["default"].weight.clone()
+    trainer.train()
+    assert all(entry["loss"] > 0 for entry in train_logs(trainer))
+    assert not torch.equal(layer.lora_B["default"].weight, before)
+
+
 def test_saved_model_loads_as_a_plain_model(tokenizer, tmp_path):
     trainer = train(tiny_model(), tokenizer, make_dataset(8), tmp_path)
     trainer.save_model()
@@ -402,9 +418,7 @@ def test_misnamed_rejected_column_is_an_error(tokenizer, tmp_path):
     dataset = make_dataset(4).rename_column("rejected", "rejcted")
     with pytest.raises(ValueError, match=r"named `rejected`\? Columns: .*rejcted"):
         ORPOTrainer(tiny_model(), settings(tmp_path), train_dataset=dataset, processing_class=tokenizer)
-    trainer = ORPOTrainer(
-        tiny_model(), settings(tmp_path, beta=0.0), train_dataset=dataset, processing_class=tokenizer
-    )
+    trainer = ORPOTrainer(tiny_model(), settings(tmp_path, beta=0.0), train_dataset=dataset, processing_class=tokenizer)
     assert trainer.preparation_reports["train"].pairs == 0
 
 

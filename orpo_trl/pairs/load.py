@@ -102,9 +102,7 @@ def _load_source(entry: dict[str, Any], streaming: bool) -> Dataset | IterableDa
             )
     except (ValueError, KeyError) as error:
         raise ValueError(f"The split {split!r} of the dataset {path!r} could not be loaded: {error}") from error
-    columns = entry.get("columns") or [
-        column for column in dataset.column_names or [] if column in ROW_COLUMNS
-    ]
+    columns = entry.get("columns") or [column for column in dataset.column_names or [] if column in ROW_COLUMNS]
     if columns:
         dataset = dataset.select_columns(columns)
     return _note_origin(dataset, path if split == "train" else f"{path}:{split}")

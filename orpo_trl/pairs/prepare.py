@@ -144,9 +144,7 @@ def _origins(dataset: Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _report(name: str, tokenized: Dataset, status: np.ndarray, sources: np.ndarray, rows: np.ndarray):
     table = tokenized.with_format("arrow")[:]
-    lengths = {
-        part: _numpy(pc.list_value_length(table[f"{part}_ids"]), 0) for part in ("prompt", "chosen", "rejected")
-    }
+    lengths = {part: _numpy(pc.list_value_length(table[f"{part}_ids"]), 0) for part in ("prompt", "chosen", "rejected")}
     flags = {flag: _numpy(table[flag], False) for flag in ("chosen_cut", "rejected_cut", "prompt_changed")}
     kept = status == KEPT
     paired = kept & _numpy(pc.is_valid(table["rejected_ids"]), False)

@@ -98,9 +98,7 @@ def make_pairs(generator: random.Random) -> tuple[list[dict], list[dict]]:
                 {
                     "prompt": [{"role": "user", "content": phrasing.format(animal=animal)}],
                     "chosen": [{"role": "assistant", "content": answer.format(animal=animal, fact=fact)}],
-                    "rejected": [
-                        {"role": "assistant", "content": generator.choice(REFUSALS).format(animal=animal)}
-                    ],
+                    "rejected": [{"role": "assistant", "content": generator.choice(REFUSALS).format(animal=animal)}],
                 }
                 for phrasing in phrasings
             ]

@@ -37,7 +37,12 @@ def launch(script: Path, *arguments: str, engine: Path | str | None = None, chec
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]),
     }  # fmt: skip
     done = subprocess.run(
-        [*command, str(script), *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=900
+        [*command, str(script), *arguments],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     if check and done.returncode:
         raise AssertionError(f"{command} failed:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")

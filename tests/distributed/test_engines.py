@@ -11,7 +11,7 @@ CURVES = {
     "loss", "nll_loss", "log_odds_ratio", "logps/chosen", "logps/rejected", "rewards/accuracies", "num_tokens",
 }  # fmt: skip
 STEPS = 20
-# 43 rows in steps of 8: an epoch ends with a step of 3 rows, and both ranks go on with rows without a rejected response.
+# 43 rows in steps of 8: an epoch ends with a step of 3 rows, fewer than there are micro-batches.
 JOB = {
     "rows": 43, "nll_only_every": 5,
     "config": {"max_steps": STEPS, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "optim": "adamw_torch"},

@@ -90,7 +90,9 @@ def test_template_that_renders_the_generation_prompt_otherwise_is_cut_where_it_p
     tokenizer.chat_template = tokenizer.chat_template.replace("{{- '<|assistant|>\\n' -}}", generation)
     record = tokenize(tokenizer, ROW)
     assert record["prompt_changed"]
-    assert tokenizer.decode(record["prompt_ids"] + record["chosen_ids"]).endswith("<|assistant|>\nA cow says moo.</s>\n")
+    assert tokenizer.decode(record["prompt_ids"] + record["chosen_ids"]).endswith(
+        "<|assistant|>\nA cow says moo.</s>\n"
+    )
 
 
 def test_row_that_the_template_refuses_is_malformed(tokenizer):
@@ -177,7 +179,8 @@ def test_token_ids_are_taken_as_they_are(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("ids", "received"), [({"chosen_ids": [9999]}, "9999"), ({"rejected_ids": ["a"]}, "'a'"), ({"chosen_ids": None}, "None")]
+    ("ids", "received"),
+    [({"chosen_ids": [9999]}, "9999"), ({"rejected_ids": ["a"]}, "'a'"), ({"chosen_ids": None}, "None")],
 )
 def test_wrong_token_ids_are_malformed(tokenizer, ids, received):
     record = tokenize(tokenizer, {"prompt_ids": [5], "chosen_ids": [7], "rejected_ids": [8], **ids})

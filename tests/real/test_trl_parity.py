@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from helpers import settings, tiny_model
 from datasets import load_dataset
+from helpers import settings, tiny_model
 from trl.experimental.orpo import ORPOConfig as TRLConfig
 from trl.experimental.orpo import ORPOTrainer as TRLTrainer
 
