@@ -236,7 +236,8 @@ class ORPOTrainer(SFTTrainer):
         loss = (nll / units + self.args.beta * odds_ratio / pairs) * scale
         if self.aux_loss_enabled:
             steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
+            # A rank that has run out of rows routes one padding token, which is nothing to balance.
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps * bool(inputs["num_tokens"])
         self._add_metrics("train" if training else "eval", inputs, outputs, nll, chosen, rejected, log_ratio)
         return loss
 
@@ -257,7 +258,8 @@ class ORPOTrainer(SFTTrainer):
         sums.add("mean_token_accuracy", (outputs.is_top1 & in_nll).sum(), inputs["num_nll_tokens"])
         sums.add("entropy", torch.where(in_nll, outputs.entropy, 0).sum(), inputs["num_nll_tokens"])
         if self.aux_loss_enabled:
-            sums.add("aux_loss", outputs.aux_loss, 1)
+            has_rows = bool(inputs["num_tokens"])
+            sums.add("aux_loss", outputs.aux_loss * has_rows, has_rows)
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)

@@ -9,6 +9,7 @@ Every key of a recipe can be overridden by `--key value`; `--help` lists them al
 import logging
 import os
 import sys
+from pathlib import Path
 
 from accelerate import PartialState
 from rich.console import Console
@@ -85,12 +86,14 @@ def main(arguments: list[str]) -> None:
     # ---- Save --------------------------------------------------------------------------------------------------------
     trainer.model.config.use_cache = True  # off in training; whoever loads the model to generate wants it
     trainer.save_model(training_args.output_dir)
-    trainer.create_model_card(dataset_name=data_args.dataset_name)
+    named = data_args.dataset_name
+    dataset = None if named is None or Path(named).exists() else named  # a model card can link to Hub datasets alone
+    trainer.create_model_card(dataset_name=dataset)
     if metrics is not None and trainer.is_world_process_zero():
         print_summary(metrics)
     trainer.accelerator.print(f"Saved the model to {training_args.output_dir}")
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=data_args.dataset_name)
+        trainer.push_to_hub(dataset_name=dataset)
     trainer.end()
 
 

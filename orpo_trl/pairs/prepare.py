@@ -50,7 +50,8 @@ def prepare_pairs(
 ) -> tuple[Dataset | IterableDataset, PreparationReport | None]:
     """Tokenise a dataset of pairs, drop what the paper's rules drop, and say what became of every row.
 
-    The result is cached by `datasets`; with several processes one of them tokenises, and the others read its cache.
+    The result of a dataset on disk is cached by `datasets`; with several processes one of them tokenises, and the
+    others read its cache.
 
     Args:
         dataset: rows of the accepted shapes (README, "Data formats"), or already prepared pairs, returned as they are.

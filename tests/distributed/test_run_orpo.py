@@ -32,7 +32,9 @@ def rows(tmp_path):
 def test_paper_recipe_trains_under_zero3_by_overrides_alone(name, rows, tmp_path):
     overrides = [*LOCAL, "--dataset_name", str(rows), "--dataset_train_split", "train", "--test_split_size", "4",
                  "--max_steps", "3", "--logging_steps", "1", "--output_dir", str(tmp_path / "out")]  # fmt: skip
-    launch(SCRIPT, f"recipes/{name}.yaml", *overrides, engine=cpu_engine("zero3", tmp_path))
+    done = launch(SCRIPT, f"recipes/{name}.yaml", *overrides, engine=cpu_engine("zero3", tmp_path))
+    # One process tokenises; the other reads its cache.
+    assert done.stderr.count("Tokenizing the train dataset:   0%") == 1
     state = json.loads(next((tmp_path / "out").glob("checkpoint-*/trainer_state.json")).read_text())
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     assert len(losses) == 3
