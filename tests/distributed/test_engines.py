@@ -35,7 +35,10 @@ def curve(result: dict, name: str) -> list[float]:
     return [entry[name] for entry in result["history"] if "loss" in entry]
 
 
-@pytest.mark.parametrize("engine", ["zero3", "zero2", "fsdp2", "ddp"])
+@pytest.mark.parametrize(
+    "engine",
+    ["zero3", "fsdp2", pytest.param("zero2", marks=pytest.mark.slow), pytest.param("ddp", marks=pytest.mark.slow)],
+)
 def test_engine_follows_one_process(engine, base, one_process, tmp_path):
     """20 steps; split invariance over ranks and accumulation, and the saved model, come with it."""
     job = {**JOB, "config": TWO, "model": base, "output_dir": tmp_path / "two"}
@@ -75,6 +78,7 @@ def test_lora_under_zero3(base, tmp_path):
         torch.testing.assert_close(merged(torch.arange(5, 25)[None]).logits, trained, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_resume_under_zero3_reads_the_same_rows(base, tmp_path):
     config = {**TWO, "max_steps": 8, "save_strategy": "steps", "save_steps": 7}
     job = {**JOB, "config": config, "model": base, "output_dir": tmp_path / "whole"}
@@ -88,6 +92,7 @@ def test_resume_under_zero3_reads_the_same_rows(base, tmp_path):
     assert curve(again, "grad_norm")[-1] == pytest.approx(curve(whole, "grad_norm")[-1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_samples_under_zero3_with_an_eval_set_smaller_than_a_batch(base, tmp_path):
     job = {**JOB, "rows": 8, "eval_rows": 3, "model": base, "output_dir": tmp_path / "samples"}
     job["config"] = {**TWO, "max_steps": 1, "generate_during_eval": True}
