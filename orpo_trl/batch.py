@@ -1,15 +1,17 @@
-"""Pairs to batches: which pairs meet in a micro-batch (`GlobalBatchSampler`), and its tensors (`PairCollator`)."""
+"""Pairs to batches: which meet in a micro-batch (`GlobalBatchSampler`, `StreamedBatches`), and its tensors."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from datasets import IterableDataset
 from transformers.trainer_pt_utils import BatchRebalanceSampler, get_length_grouped_indices
 from trl.trainer.utils import pad
 
 # Entries of a batch that are plain counts, not tensors: the trainer sums them without waiting for the device.
-COUNTS = ("num_nll_units", "num_nll_tokens", "num_pairs", "num_tokens")
+COUNTS = ("num_nll_units", "num_nll_tokens", "num_pairs", "num_tokens", "num_micro_batches")
 # Entries that the model's forward takes.
 MODEL_INPUTS = ("input_ids", "attention_mask", "shift_labels")
 
@@ -33,6 +35,7 @@ class PairCollator:
     - `completion_lengths`: `[completions]`, scored tokens of each response.
     - `num_nll_units` (int): tokens, rows or micro-batches, whatever the reduction averages over.
     - `num_nll_tokens`, `num_pairs`, `num_tokens` (ints): tokens in the NLL term; pairs; real tokens of all rows.
+    - `num_micro_batches` (int): 1, or 0 for a batch without rows.
 
     Attributes:
         pad_token_id: fills short rows.
@@ -93,6 +96,7 @@ class PairCollator:
         batch["num_nll_tokens"] = sum(lengths)
         batch["num_pairs"] = len(pairs)
         batch["num_tokens"] = sum(len(prompt) + len(response) for prompt, response in rows)
+        batch["num_micro_batches"] = int(bool(rows))
         return batch
 
     def _nll_lengths(self, rows: list[tuple[list[int], list[int]]]) -> list[int]:
@@ -152,6 +156,44 @@ def pair_logps(token_logps: torch.Tensor, batch: dict[str, Any]) -> tuple[torch.
     means = sums / lengths
     pairs = batch["num_pairs"]
     return means[:pairs], means[len(lengths) - pairs :]
+
+
+class StreamedBatches(torch.utils.data.IterableDataset):
+    """Micro-batches of one rank from a stream of pairs, each row once, as `GlobalBatchSampler` deals a dataset's.
+
+    Every rank reads the whole stream and takes its own rows, so that all have as many micro-batches.
+
+    Args:
+        rows: a stream of prepared pairs.
+        batch_size: rows of a full micro-batch, per rank.
+        ranks: number of processes.
+        rank: index of this process.
+        endless: start again where the stream ends, as training until `max_steps` needs: optimiser steps are then always
+            full, and a stream without a row is an error. Otherwise the last micro-batch has the rows that are left, and
+            may have none.
+    """
+
+    def __init__(self, rows: IterableDataset, batch_size: int, ranks: int = 1, rank: int = 0, endless: bool = False):
+        self.rows, self.batch_size, self.ranks, self.rank, self.endless = rows, batch_size, ranks, rank, endless
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        pending: list[dict[str, Any]] = []
+        for epoch in itertools.count():
+            self.rows.set_epoch(epoch)
+            found = False
+            for row in self.rows:
+                found = True
+                pending.append(row)
+                if len(pending) == self.batch_size * self.ranks:
+                    yield pending[mine]
+                    pending = []
+            if self.endless and not found:
+                raise ValueError("The stream has no row that can be trained on.")
+            if not self.endless:
+                break
+        if pending:
+            yield pending[mine]
 
 
 class GlobalBatchSampler(BatchRebalanceSampler):

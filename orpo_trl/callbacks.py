@@ -16,20 +16,20 @@ MAX_NEW_TOKENS = 256
 class SampleCompletions(TrainerCallback):
     """At each evaluation, answers the first held-out prompts greedily (`ORPOConfig.generate_during_eval`).
 
-    Writes `{step, prompt, completion, chosen, rejected}` per line to `<output_dir>/samples.jsonl`, and the same as a
-    table to wandb where a run is active.
+    Writes `{step, dataset, prompt, completion, chosen, rejected}` per line to `<output_dir>/samples.jsonl`, and the
+    same as a table to wandb where a run is active.
     """
 
     def __init__(self, trainer):
         self.trainer = trainer
+        self.done: set[tuple[int, str]] = set()
 
     def on_evaluate(self, args, state, control, **kwargs):
         trainer = self.trainer
-        dataset = trainer.eval_dataset
-        if isinstance(dataset, dict):
-            dataset = next(iter(dataset.values()))
-        if dataset is None:
+        name, dataset = trainer.evaluated
+        if (state.global_step, name) in self.done:  # evaluated again at the same step, such as once more at the end
             return
+        self.done.add((state.global_step, name))
         examples = list(dataset.take(NUM_SAMPLES))
         completions = self._generate([example["prompt_ids"] for example in examples])
         if not state.is_world_process_zero:
@@ -38,6 +38,7 @@ class SampleCompletions(TrainerCallback):
         records = [
             {
                 "step": state.global_step,
+                "dataset": name,
                 "prompt": decode(example["prompt_ids"]),
                 "completion": decode(completion, skip_special_tokens=True),
                 "chosen": decode(example["chosen_ids"], skip_special_tokens=True),
@@ -58,6 +59,7 @@ class SampleCompletions(TrainerCallback):
             do_sample=False,
             pad_token_id=pad_id,
             eos_token_id=trainer._tokenizer.eos_token_id,
+            use_cache=True,
         )
         was_training = trainer.model.training
         trainer.model.eval()
@@ -75,7 +77,7 @@ class SampleCompletions(TrainerCallback):
                 input_ids = pad(batch, padding_value=pad_id, padding_side="left")
                 mask = pad([torch.ones_like(ids) for ids in batch], padding_value=0, padding_side="left")
                 generated = model.generate(
-                    input_ids.to(device), attention_mask=mask.to(device), generation_config=config, use_cache=True
+                    input_ids.to(device), attention_mask=mask.to(device), generation_config=config
                 )
                 answers.extend(generated[:, input_ids.shape[1] :].cpu())
         trainer.model.train(was_training)

@@ -26,9 +26,12 @@ _MEANINGLESS = {
     "dataset_kwargs": "pass rows with `prompt_ids`, `chosen_ids` and `rejected_ids` to skip tokenisation",
     "truncation_mode": "responses are cut on the right, as in the paper",
     "average_tokens_across_devices": "set `nll_reduction: micro_batch_mean` for means per micro-batch and device",
+    "length_column_name": "lengths are those of the tokenised pairs",
+    "logging_nan_inf_filter": "a non-finite loss is logged as such, and its step named",
     "label_names": "the trainer makes the labels itself",
     "include_for_metrics": "there are no logits, so `compute_metrics` cannot run",
     "batch_eval_metrics": "there are no logits, so `compute_metrics` cannot run",
+    "eval_do_concat_batches": "there are no predictions to join",
 }
 
 
@@ -47,7 +50,7 @@ class ORPOConfig(SFTConfig):
     learning_rate: float = field(default=5e-6, metadata={"help": "Initial learning rate."})
     logging_nan_inf_filter: bool = field(
         default=False,
-        metadata={"help": "Hide non-finite losses from the logs. Off: a non-finite step is logged and named."},
+        metadata={"help": "Must be off: a non-finite loss is logged as such, and its step named."},
     )
     beta: float = field(
         default=0.1,
@@ -126,7 +129,7 @@ class ORPOConfig(SFTConfig):
 
     def _range_problems(self) -> list[str]:
         problems = []
-        if not 0 <= self.beta < float("inf"):
+        if not isinstance(self.beta, (int, float)) or not 0 <= self.beta < float("inf"):
             problems.append(f"`beta` must be a finite number >= 0, got {self.beta!r}")
         for name, allowed in (
             ("nll_scope", NLL_SCOPES),
@@ -137,7 +140,7 @@ class ORPOConfig(SFTConfig):
                 problems.append(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name, least in (("max_length", 2), ("max_prompt_length", 1), ("max_completion_length", 1)):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and (not isinstance(value, int) or value < least):
                 problems.append(f"`{name}` must be at least {least} tokens, or None for no limit; got {value!r}")
         if self.nll_reduction == "max_length" and self.max_length is None:
             problems.append("`nll_reduction: max_length` divides by max_length - 1, but `max_length` is None")
@@ -152,8 +155,9 @@ class ORPOConfig(SFTConfig):
             for name, instead in _MEANINGLESS.items()
             if getattr(self, name) not in (defaults[name], None, [])
         ]
-        if self.accelerator_config and self._accelerator_option("split_batches"):
-            problems.append("`accelerator_config: split_batches` has no meaning here: batch sizes are per device")
+        for option in ("split_batches", "dispatch_batches"):
+            if self.accelerator_config and self._accelerator_option(option):
+                problems.append(f"`accelerator_config: {option}` has no meaning here: each rank reads its own rows")
         return problems
 
     def _accelerator_option(self, name: str) -> Any:

@@ -25,7 +25,9 @@ def parse_recipe(arguments: list[str]) -> tuple[ModelArguments, DataArguments, O
         RecipeError: naming the file, keys or overrides at fault.
         SystemExit: from argparse, where a value has the wrong type, and after `--help`.
     """
-    parser = TrlParser((ModelArguments, DataArguments, ORPOConfig), usage="run_orpo.py RECIPE [--key value …]")
+    parser = TrlParser(
+        (ModelArguments, DataArguments, ORPOConfig), usage="run_orpo.py RECIPE [--key value …]", allow_abbrev=False
+    )
     recipe, overrides = (None, arguments)
     if arguments and not arguments[0].startswith("-"):
         recipe, *overrides = arguments
@@ -41,11 +43,13 @@ def parse_recipe(arguments: list[str]) -> tuple[ModelArguments, DataArguments, O
         *settings, unused = parser.parse_args_into_dataclasses(
             args=_resolve_engine_override(overrides), return_remaining_strings=True
         )
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise RecipeError(f"{recipe}: {error}") from error
     if unused:
         raise RecipeError(f"Unknown overrides {' '.join(unused)}. `run_orpo.py --help` lists all keys.")
     model, data, training = settings
+    if training.resume_from_checkpoint in ("true", "false"):  # a folder, or whether to find the latest one
+        training.resume_from_checkpoint = training.resume_from_checkpoint == "true"
     if training.deepspeed and training.use_cpu:
         # accelerate starts DeepSpeed's communication for accelerators alone; without it DeepSpeed counts one process.
         import deepspeed
@@ -89,4 +93,7 @@ def _read(path: Path) -> dict:
         raise RecipeError(f"The recipe {path} is not a YAML file: {error}") from error
     if not isinstance(settings, dict):
         raise RecipeError(f"The recipe {path} must be a mapping of keys to values, got {type(settings).__name__}.")
+    odd = [key for key in settings if not isinstance(key, str)]
+    if odd:
+        raise RecipeError(f"The recipe {path} has a key that is not a name: {odd[0]!r}.")
     return settings

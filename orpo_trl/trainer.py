@@ -20,7 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
 
-from orpo_trl.batch import COUNTS, MODEL_INPUTS, GlobalBatchSampler, PairCollator, nll_sum, pair_logps
+from orpo_trl.batch import COUNTS, MODEL_INPUTS, GlobalBatchSampler, PairCollator, StreamedBatches, nll_sum, pair_logps
 from orpo_trl.callbacks import SampleCompletions
 from orpo_trl.config import ORPOConfig
 from orpo_trl.losses import log_odds_ratio, odds_ratio_loss
@@ -57,6 +57,7 @@ class ORPOTrainer(SFTTrainer):
 
     Attributes:
         preparation_reports: what became of each dataset's rows, by dataset name.
+        evaluated: metric prefix and pairs of the latest evaluation.
     """
 
     _tag_names = ("trl", "orpo", "orpo-trl")
@@ -124,6 +125,16 @@ class ORPOTrainer(SFTTrainer):
             peft_config=peft_config,
         )
         _check_parallelism(self.accelerator.parallelism_config)
+        vocabulary = self.model.config.get_text_config().vocab_size
+        if args.padding_value is not None and not 0 <= args.padding_value < vocabulary:
+            raise ValueError(
+                f"`padding_value` must be a token id from 0 to {vocabulary - 1}, got {args.padding_value}."
+            )
+        if len(self._tokenizer) > vocabulary:
+            logger.warning(
+                "The tokenizer has %d tokens and the model embeds %d: a row with one of the others will fail.",
+                len(self._tokenizer), vocabulary,
+            )  # fmt: skip
         if data_collator is None:
             # SFTTrainer has settled the pad token while making its own collator, which is for texts.
             padding = self._tokenizer.pad_token_id if args.padding_value is None else args.padding_value
@@ -137,6 +148,8 @@ class ORPOTrainer(SFTTrainer):
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
         self._train_sampler = None
         self._last_log_step = 0
+        self._had_non_finite_loss = False
+        self._seen_pairs = False
         self._num_train_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
 
     # ---- Data ----------------------------------------------------------------------------------------------------
@@ -163,11 +176,29 @@ class ORPOTrainer(SFTTrainer):
         if self._signature_columns is None:
             self._signature_columns = list(PAIR_FEATURES)
 
+    def get_train_dataloader(self):
+        if isinstance(self.train_dataset, IterableDataset):
+            return self._stream(self.train_dataset, self._train_batch_size, endless=True)
+        return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        if isinstance(dataset, IterableDataset):
+            return self._stream(dataset, self.args.eval_batch_size, endless=False)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def _stream(self, dataset: IterableDataset, batch_size: int, endless: bool) -> DataLoader:
+        # accelerate's loaders repeat rows, or give ranks different numbers of batches, where a stream ends.
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        batches = StreamedBatches(dataset, batch_size, ranks, rank, endless)
+        workers = self.args.dataloader_num_workers
+        return DataLoader(batches, batch_size=None, collate_fn=self.data_collator, num_workers=workers)
+
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if isinstance(dataset, IterableDataset):
-            return super()._get_train_sampler(dataset)
-        self._train_sampler = self._sampler(
+        sampler = self._sampler(
             dataset,
             self._train_batch_size,
             accumulation=self.args.gradient_accumulation_steps,
@@ -175,7 +206,13 @@ class ORPOTrainer(SFTTrainer):
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             drop_last=self.args.dataloader_drop_last,
         )
-        return self._train_sampler
+        if not len(sampler):
+            raise ValueError(
+                f"The train dataset has {len(dataset):,} rows, fewer than the {sampler.effective_batch_size:,} of one "
+                "optimiser step, and `dataloader_drop_last` leaves them out."
+            )
+        self._train_sampler = sampler
+        return sampler
 
     def _run_epoch(self, model, epoch, *args, **kwargs):
         # Where a run resumes in the middle of an epoch with several processes, accelerate wraps the sampler twice, and
@@ -185,8 +222,6 @@ class ORPOTrainer(SFTTrainer):
         return super()._run_epoch(model, epoch, *args, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset):
-        if isinstance(eval_dataset, IterableDataset):
-            return None
         return self._sampler(eval_dataset, self.args.eval_batch_size)
 
     def _sampler(self, dataset: Dataset, batch_size: int, **kwargs) -> GlobalBatchSampler:
@@ -196,7 +231,7 @@ class ORPOTrainer(SFTTrainer):
     # ---- Loss ----------------------------------------------------------------------------------------------------
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        """Totals of the optimiser step, `[4]` in the order of `COUNTS`, over all micro-batches and ranks."""
+        """Totals of the optimiser step, `[5]` in the order of `COUNTS`, over all micro-batches and ranks."""
         totals = torch.tensor([sum(batch[name] for batch in batch_samples) for name in COUNTS], device=device)
         totals = self.accelerator.reduce(totals, "sum")
         self._num_train_tokens += totals[COUNTS.index("num_tokens")]
@@ -209,7 +244,7 @@ class ORPOTrainer(SFTTrainer):
             model: the wrapped model.
             inputs: a batch of `PairCollator`.
             return_outputs: must be False.
-            num_items_in_batch: `[4]` totals of the optimiser step in the order of `COUNTS`; None in evaluation, where
+            num_items_in_batch: `[5]` totals of the optimiser step in the order of `COUNTS`; None in evaluation, where
                 the batch stands for itself.
 
         Returns:
@@ -227,17 +262,19 @@ class ORPOTrainer(SFTTrainer):
         odds_ratio = odds_ratio_loss(log_ratio).sum()
 
         if num_items_in_batch is None:
-            units, pairs = max(inputs["num_nll_units"], 1), max(inputs["num_pairs"], 1)
+            units, pairs, micro_batches = (
+                max(inputs[name], 1) for name in ("num_nll_units", "num_pairs", "num_micro_batches")
+            )
             scale = 1
         else:
-            units, _, pairs, _ = num_items_in_batch.clamp(min=1)
-            # DDP, FSDP and DeepSpeed average the gradients of the ranks; the totals already are over all of them.
+            units, _, pairs, _, micro_batches = num_items_in_batch.clamp(min=1)
+            # DDP, FSDP and DeepSpeed average the gradients of the ranks, and the totals are over all of them.
             scale = self.accelerator.num_processes
-        loss = (nll / units + self.args.beta * odds_ratio / pairs) * scale
+        loss = nll / units + self.args.beta * odds_ratio / pairs
         if self.aux_loss_enabled:
-            steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
-            # A rank that has run out of rows routes one padding token, which is nothing to balance.
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps * bool(inputs["num_tokens"])
+            # A mean over micro-batches; one without rows routes a padding token, which is nothing to balance.
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss * inputs["num_micro_batches"] / micro_batches
+        loss = loss * scale
         self._add_metrics("train" if training else "eval", inputs, outputs, nll, chosen, rejected, log_ratio)
         return loss
 
@@ -258,7 +295,7 @@ class ORPOTrainer(SFTTrainer):
         sums.add("mean_token_accuracy", (outputs.is_top1 & in_nll).sum(), inputs["num_nll_tokens"])
         sums.add("entropy", torch.where(in_nll, outputs.entropy, 0).sum(), inputs["num_nll_tokens"])
         if self.aux_loss_enabled:
-            has_rows = bool(inputs["num_tokens"])
+            has_rows = inputs["num_micro_batches"]
             sums.add("aux_loss", outputs.aux_loss * has_rows, has_rows)
 
     def training_step(self, *args, **kwargs):
@@ -273,11 +310,21 @@ class ORPOTrainer(SFTTrainer):
             metrics, non_finite = self._sums["train"].reduce(self.accelerator)
             if non_finite:
                 logs["loss"] = float("nan")
+                self._had_non_finite_loss = True
                 window = f"between steps {self._last_log_step + 1} and {self.state.global_step}"
                 self._warn_non_finite(window, non_finite)
             self._last_log_step = self.state.global_step
             logs.update(metrics, num_tokens=self._num_train_tokens.item())
+            self._warn_without_pairs("log_odds_ratio" in metrics)
+        if "train_loss" in logs and self._had_non_finite_loss:
+            logs["train_loss"] = float("nan")
         super().log(logs, start_time)
+
+    def _warn_without_pairs(self, has_pairs: bool) -> None:
+        """A stream does not know beforehand that its `rejected` column is missing or misspelt."""
+        if not has_pairs and not self._seen_pairs and self.args.beta and self.is_world_process_zero():
+            logger.warning("No row so far has a `rejected` response: the odds-ratio term has not been trained.")
+        self._seen_pairs |= has_pairs
 
     def _warn_non_finite(self, where: str, non_finite: dict[str, int]) -> None:
         if self.is_world_process_zero():
@@ -294,6 +341,8 @@ class ORPOTrainer(SFTTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
+        dataset = dataloader.dataset
+        self.evaluated = (metric_key_prefix, dataset.rows if isinstance(dataset, StreamedBatches) else dataset)
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         metrics, non_finite = self._sums["eval"].reduce(self.accelerator)
         if non_finite:
@@ -330,11 +379,17 @@ def _check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for
             f"`peft_config`: {type(peft_config).__name__} puts virtual tokens before the prompt, which pairs do not "
             "support. Use an adapter on the weights, such as LoRA."
         )
+    template = args.chat_template_path
+    if template is not None and template.endswith((".jinja", ".j2")) and not Path(template).is_file():
+        raise FileNotFoundError(f"`chat_template_path`: the file {template!r} does not exist.")
     if train_dataset is None:
         raise ValueError("`train_dataset` is required.")
     first = next(iter(train_dataset), None)
     if first is None:
         raise ValueError("The train dataset has no rows.")
+    if isinstance(train_dataset, IterableDataset) and args.train_sampling_strategy not in ("random", "sequential"):
+        strategy = args.train_sampling_strategy
+        raise ValueError(f"`train_sampling_strategy: {strategy}` needs all lengths; a stream is read in its order.")
     if "image" in first or "images" in first:
         raise ValueError("The train dataset has images; ORPOTrainer trains on text alone. Remove the column.")
 

@@ -56,19 +56,14 @@ def main(arguments: list[str]) -> None:
     # ---- Model -------------------------------------------------------------------------------------------------------
     try:
         tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
-    except (ValueError, OSError) as error:
-        fail(f"the tokenizer could not be loaded: {error}")
-    if model_args.from_scratch:
-        model = build_from_scratch(model_args, tokenizer)
-    else:
-        model = model_args.model_name_or_path
-        training_args.model_init_kwargs = {
-            **model_init_kwargs(model_args),
-            **(training_args.model_init_kwargs or {}),
-        }
+        if model_args.from_scratch:
+            model = build_from_scratch(model_args, tokenizer)
+        else:
+            model = model_args.model_name_or_path
+            own = training_args.model_init_kwargs or {}
+            training_args.model_init_kwargs = {**model_init_kwargs(model_args), **own}
 
-    # ---- Train -------------------------------------------------------------------------------------------------------
-    try:
+        # ---- Train ---------------------------------------------------------------------------------------------------
         trainer = ORPOTrainer(
             model=model,
             args=training_args,
@@ -78,9 +73,14 @@ def main(arguments: list[str]) -> None:
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
         )
-    except MalformedRowsError as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if training_args.log_level == "debug":
+            raise
+        fail(f"{error}\n(--log_level debug shows where this came from)")
+    try:
+        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    except MalformedRowsError as error:  # of a stream, whose rows are read while it trains
         fail(error)
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     metrics = trainer.evaluate() if with_test else None
 
     # ---- Save --------------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> None:
     trainer.save_model(training_args.output_dir)
     named = data_args.dataset_name
     dataset = None if named is None or Path(named).exists() else named  # a model card can link to Hub datasets alone
-    trainer.create_model_card(dataset_name=dataset)
+    trainer.create_model_card(model_name=Path(training_args.output_dir).name, dataset_name=dataset)
     if metrics is not None and trainer.is_world_process_zero():
         print_summary(metrics)
     trainer.accelerator.print(f"Saved the model to {training_args.output_dir}")

@@ -1,11 +1,14 @@
 """The padded batch against sums written out row by row, and the sampler's promise that each row is used once."""
 
+import itertools
+
 import pytest
 import torch
+from datasets import IterableDataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orpo_trl.batch import COUNTS, GlobalBatchSampler, PairCollator, nll_sum, pair_logps
+from orpo_trl.batch import COUNTS, GlobalBatchSampler, PairCollator, StreamedBatches, nll_sum, pair_logps
 
 IDS = st.lists(st.integers(0, 99), min_size=1, max_size=12)
 EXAMPLES = st.lists(
@@ -82,7 +85,7 @@ def test_no_floating_point_tensor_is_handed_to_deepspeed():
 def test_a_rank_without_rows_gets_a_batch_that_nothing_scores():
     batch = PairCollator(7)([])
     assert (batch["shift_labels"] == -100).all()
-    assert [batch[name] for name in COUNTS] == [0, 0, 0, 0]
+    assert [batch[name] for name in COUNTS] == [0, 0, 0, 0, 0]
     logps = torch.zeros(batch["input_ids"].shape, requires_grad=True)
     chosen, rejected = pair_logps(logps, batch)
     (nll_sum(logps, batch) + chosen.sum() + rejected.sum()).backward()
@@ -114,6 +117,21 @@ def test_each_row_is_dealt_once_and_to_the_step_that_one_process_puts_it_in(
     split = steps(ranks, accumulation, batch_size)
     assert sorted(sum(split, [])) == list(range(rows))
     assert split == steps(1, 1, batch_size * ranks * accumulation)
+
+
+@given(st.integers(0, 40), st.integers(1, 4), st.integers(1, 3))
+def test_stream_is_dealt_once_and_in_as_many_micro_batches_to_each_rank(rows, batch_size, ranks):
+    stream = IterableDataset.from_generator(lambda: ({"row": k} for k in range(rows)))
+    parts = [list(StreamedBatches(stream, batch_size, ranks, rank)) for rank in range(ranks)]
+    slots = [sum(slot, []) for slot in zip(*parts, strict=True)]
+    assert [row["row"] for slot in slots for row in slot] == list(range(rows))
+    assert all(len(slot) == batch_size * ranks for slot in slots[:-1])
+
+
+def test_endless_stream_starts_again_and_is_never_short():
+    stream = IterableDataset.from_generator(lambda: ({"row": k} for k in range(5)))
+    batches = itertools.islice(StreamedBatches(stream, 2, endless=True), 4)
+    assert [[row["row"] for row in batch] for batch in batches] == [[0, 1], [2, 3], [4, 0], [1, 2]]
 
 
 def test_full_micro_batches_hold_batch_size_rows_in_order():

@@ -23,6 +23,12 @@ def test_override_wins_over_recipe_wins_over_default(tmp_path):
     assert model.from_scratch is False
 
 
+@pytest.mark.parametrize(("value", "expected"), [("true", True), ("false", False), ("out/checkpoint-3",) * 2])
+def test_resume_finds_the_latest_checkpoint_or_takes_a_folder(tmp_path, value, expected):
+    recipe = write(tmp_path, f"output_dir: {tmp_path}\nbf16: false\n")
+    assert parse_recipe([recipe, "--resume_from_checkpoint", value])[2].resume_from_checkpoint == expected
+
+
 def test_number_in_exponent_form_is_a_number(tmp_path):
     """YAML 1.1 reads `5e-6` as a string."""
     _, _, training = parse_recipe([write(tmp_path, f"output_dir: {tmp_path}\nlearning_rate: 5e-6\nbf16: false\n")])
@@ -40,6 +46,8 @@ def test_mixture(tmp_path):
     [
         ("lerning_rate: 1\nbeta: 0.1\n", "unknown keys `lerning_rate`"),
         ("beta: -1\n", "`beta` must be"),
+        ("beta: null\n", "`beta` must be"),
+        ("1: beta\n", "a key that is not a name: 1"),
         ("- beta\n", "a mapping of keys to values, got list"),
         ("beta: [\n", "not a YAML file"),
         ("", "got NoneType"),
@@ -68,6 +76,8 @@ def test_wrong_command_line_ends_with_status_2(tmp_path, arguments, capsys):
 def test_unknown_override_is_named(tmp_path):
     with pytest.raises(RecipeError, match="Unknown overrides --betta 1"):
         parse_recipe([write(tmp_path, f"output_dir: {tmp_path}\nbf16: false\n"), "--betta", "1"])
+    with pytest.raises(RecipeError, match="Unknown overrides --bet 1"):  # no abbreviations
+        parse_recipe([write(tmp_path, f"output_dir: {tmp_path}\nbf16: false\n"), "--bet", "1"])
 
 
 def test_engine_of_the_recipe(monkeypatch):

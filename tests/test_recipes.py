@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 from helpers import REPOSITORY
-from jinja2 import Environment
+from jinja2 import Environment, TemplateError
 
 from orpo_trl.recipe import parse_recipe
 
@@ -63,7 +63,9 @@ def test_every_value_says_where_it_comes_from(name):
 
 
 def test_template_is_the_papers():
-    template = Environment().from_string((RECIPES / "templates" / "orpo.jinja").read_text())
+    environment = Environment()
+    environment.globals["raise_exception"] = raise_exception
+    template = environment.from_string((RECIPES / "templates" / "orpo.jinja").read_text())
     messages = [
         {"role": "system", "content": "s"},
         {"role": "user", "content": "q"},
@@ -74,6 +76,12 @@ def test_template_is_the_papers():
     prompt = template.render(messages=messages[:2], eos_token="</s>", add_generation_prompt=True)
     assert prompt == "<|system|>\ns</s>\n<|user|>\nq</s>\n<|assistant|>\n"
     assert text.startswith(prompt)
+    with pytest.raises(TemplateError, match="not human"):
+        template.render(messages=[{"role": "human", "content": "q"}], eos_token="</s>")
+
+
+def raise_exception(message):
+    raise TemplateError(message)
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)

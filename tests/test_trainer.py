@@ -166,6 +166,40 @@ def test_mixture_of_experts_adds_its_load_balancing_loss(tokenizer, tmp_path):
     assert entry["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_load_balancing_loss_is_a_mean_over_micro_batches(tokenizer, tmp_path):
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=768, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, router_aux_loss_coef=0.5, output_router_logits=True,
+    )  # fmt: skip
+    model = MixtralForCausalLM(config)
+    trainer = train(
+        model, tokenizer, make_dataset(7), tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4,
+        num_train_epochs=1, max_steps=-1,
+    )  # fmt: skip
+    (entry,) = train_logs(trainer)
+    expected = entry["nll_loss"] - 0.1 * entry["log_odds_ratio"] + 0.5 * entry["aux_loss"]
+    assert entry["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_collectives_of_a_run(tokenizer, tmp_path, monkeypatch):
+    """One per optimiser step and one per log; TRL gathers eleven times per micro-batch (known failure 9)."""
+    trainer = ORPOTrainer(
+        tiny_model(), settings(tmp_path, max_steps=5, logging_steps=5, gradient_accumulation_steps=2),
+        train_dataset=make_dataset(16), processing_class=tokenizer,
+    )  # fmt: skip
+    calls = []
+    for name in ("reduce", "gather", "gather_for_metrics"):
+        original = getattr(trainer.accelerator, name)
+        monkeypatch.setattr(
+            trainer.accelerator,
+            name,
+            lambda *args, call=original, **kwargs: calls.append(call) or call(*args, **kwargs),
+        )
+    trainer.train()
+    assert len(calls) == 5 + 1
+
+
 def test_dropout_is_off_in_modules_and_in_functional_calls():
     """OPT hands its dropout to `F.dropout`, which TRL's `disable_dropout` does not reach."""
     torch.manual_seed(0)
@@ -205,6 +239,7 @@ def test_non_finite_step_is_named_and_left_out_of_the_means(tokenizer, tmp_path,
         trainer = train(model, tokenizer, Dataset.from_list(rows), tmp_path, max_steps=2, logging_steps=2, **options)
     (entry,) = train_logs(trainer)
     assert torch.tensor(entry["loss"]).isnan()
+    assert torch.tensor(trainer.state.log_history[-1]["train_loss"]).isnan()
     assert entry["nll_loss"] == pytest.approx(train_logs(first)[0]["nll_loss"], rel=1e-6)
     (message,) = caplog.messages
     assert "between steps 1 and 2" in message
@@ -255,6 +290,24 @@ def test_streams(tokenizer, tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(loaded.evaluate(Dataset.from_list(rows))["eval_loss"])
 
 
+def test_stream_shorter_than_a_run_starts_again_with_full_steps(tokenizer, tmp_path):
+    """6 rows for 3 steps of 2 x 2: as 12 rows would train, with no gradient carried over where the stream ends."""
+    rows = make_rows(6)
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 3}
+    streamed = train(tiny_model(), tokenizer, IterableDataset.from_generator(lambda: iter(rows)), tmp_path, **options)
+    options["train_sampling_strategy"] = "sequential"
+    loaded = train(tiny_model(), tokenizer, Dataset.from_list(rows + rows), tmp_path, **options)
+    for entry, other in zip(train_logs(streamed), train_logs(loaded), strict=True):
+        for name in ("loss", "grad_norm", "nll_loss", "num_tokens"):
+            assert entry[name] == pytest.approx(other[name], rel=1e-5), name
+
+
+def test_stream_without_lengths_cannot_be_sampled_by_length(tokenizer, tmp_path):
+    stream = IterableDataset.from_generator(lambda: iter(make_rows(4)))
+    with pytest.raises(ValueError, match="`train_sampling_strategy: batch_rebalance` needs all lengths"):
+        train(tiny_model(), tokenizer, stream, tmp_path, train_sampling_strategy="batch_rebalance")
+
+
 def test_token_id_rows_train_like_their_texts(tokenizer, tmp_path):
     dataset = make_dataset(8, nll_only_every=3)
     texts = train(tiny_model(), tokenizer, dataset, tmp_path)
@@ -291,6 +344,17 @@ def test_samples_with_an_eval_set_smaller_than_a_batch(tokenizer, tmp_path):
     assert records[0]["rejected"] == ""
     assert records[1]["chosen"] == make_rows(3)[1]["chosen"]
     assert records[0]["step"] == 0
+
+
+def test_samples_of_each_eval_set(tokenizer, tmp_path):
+    trainer = ORPOTrainer(
+        tiny_model(), settings(tmp_path, generate_during_eval=True), train_dataset=make_dataset(4),
+        eval_dataset={"one": make_dataset(2, seed=1), "two": make_dataset(3, seed=2)}, processing_class=tokenizer,
+    )  # fmt: skip
+    trainer.evaluate()
+    records = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [record["dataset"] for record in records] == ["eval_one"] * 2 + ["eval_two"] * 3
+    assert records[-1]["prompt"] == make_rows(3, seed=2)[-1]["prompt"]
 
 
 @pytest.mark.parametrize("strategy", ["random", "group_by_length", "batch_rebalance"])
@@ -426,6 +490,7 @@ def test_misnamed_rejected_column_is_an_error(tokenizer, tmp_path):
     ("kwargs", "message"),
     [
         ({"train_dataset": None}, "`train_dataset` is required"),
+        ({"train_dataset": make_dataset(4), "eval_dataset": make_dataset(4).select([])}, "eval dataset has no rows"),
         ({"train_dataset": Dataset.from_dict({"prompt": [], "chosen": [], "rejected": []})}, "has no rows"),
         ({"train_dataset": Dataset.from_list([{"image": "x", "chosen": "a"}])}, "has images"),
     ],
@@ -433,6 +498,28 @@ def test_misnamed_rejected_column_is_an_error(tokenizer, tmp_path):
 def test_datasets_that_are_refused(tokenizer, tmp_path, kwargs, message):
     with pytest.raises(ValueError, match=message):
         ORPOTrainer(tiny_model(), settings(tmp_path), processing_class=tokenizer, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"chat_template_path": "absent.jinja"}, "`chat_template_path`: the file 'absent.jinja'"),
+        ({"padding_value": 5000}, "`padding_value` must be a token id from 0 to 767"),
+        ({"dataloader_drop_last": True, "per_device_train_batch_size": 99}, "`dataloader_drop_last`"),
+    ],
+)
+def test_options_that_do_not_fit_the_run(tokenizer, tmp_path, option, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(tiny_model(), tokenizer, make_dataset(4), tmp_path, **option)
+
+
+def test_stream_without_a_usable_row_or_a_pair_is_told(tokenizer, tmp_path, caplog):
+    rows = [{**row, "rejected": None} for row in make_rows(8)]
+    train(tiny_model(), tokenizer, IterableDataset.from_generator(lambda: iter(rows)), tmp_path, max_steps=1)
+    assert any("No row so far has a `rejected` response" in message for message in caplog.messages)
+    empty = [{**row, "chosen": ""} for row in rows]
+    with pytest.raises(ValueError, match="no row that can be trained on"):
+        train(tiny_model(), tokenizer, IterableDataset.from_generator(lambda: iter(empty)), tmp_path, max_steps=1)
 
 
 def test_args_of_another_class_are_refused(tokenizer, tmp_path):

@@ -37,6 +37,8 @@ def load_pairs(
     if bool(arguments.dataset_name) == bool(arguments.datasets):
         given = "both" if arguments.dataset_name else "neither"
         raise ValueError(f"Set one of `dataset_name` and `datasets`; received {given}.")
+    if arguments.test_split_size is not None and not with_test:
+        raise ValueError("`test_split_size` holds rows out to evaluate on, but `eval_strategy` is 'no'.")
     streaming = arguments.dataset_streaming
     if arguments.datasets:
         train = _load_mixture(arguments.datasets, streaming)
@@ -57,7 +59,11 @@ def load_pairs(
 
 
 def _load_mixture(entries: list[dict[str, Any]], streaming: bool) -> Dataset | IterableDataset:
+    if not isinstance(entries, list):
+        raise ValueError(f"`datasets` must be a list of mappings with `path`, got {type(entries).__name__}.")
     for position, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise ValueError(f"`datasets` entry {position} must be a mapping with `path`, got {entry!r}.")
         unknown = set(entry) - _MIXTURE_KEYS
         if unknown or "path" not in entry:
             problem = f"has unknown keys {', '.join(sorted(unknown))}" if unknown else "has no `path`"
@@ -67,9 +73,12 @@ def _load_mixture(entries: list[dict[str, Any]], streaming: bool) -> Dataset | I
     if any(fraction is not None for fraction in fractions):
         if streaming or None in fractions:
             raise ValueError("`fraction` must be set for all entries of `datasets` or for none, and not for streams.")
+        for position, fraction in enumerate(fractions):
+            if not isinstance(fraction, (int, float)) or not fraction > 0:
+                raise ValueError(f"`fraction` of `datasets` entry {position} must be above 0, got {fraction!r}.")
         # As in TRL: the largest mixture of these shares that repeats no row.
         shares = [fraction / sum(fractions) for fraction in fractions]
-        total = min(len(source) / share for source, share in zip(sources, shares, strict=True) if share)
+        total = min(len(source) / share for source, share in zip(sources, shares, strict=True))
         sources = [source.select(range(round(share * total))) for source, share in zip(sources, shares, strict=True)]
     try:
         return datasets.concatenate_datasets(sources)
@@ -100,8 +109,10 @@ def _load_source(entry: dict[str, Any], streaming: bool) -> Dataset | IterableDa
             dataset = datasets.load_dataset(
                 str(local) if local.is_dir() else path, split=split, streaming=streaming, **options
             )
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"The split {split!r} of the dataset {path!r} could not be loaded: {error}") from error
+    except (ValueError, KeyError, StopIteration, datasets.exceptions.DatasetGenerationError) as error:
+        reason = error.__cause__ or error
+        reason = "it has no rows" if isinstance(reason, StopIteration) else reason
+        raise ValueError(f"The split {split!r} of the dataset {path!r} could not be loaded: {reason}") from error
     columns = entry.get("columns") or [column for column in dataset.column_names or [] if column in ROW_COLUMNS]
     if columns:
         dataset = dataset.select_columns(columns)

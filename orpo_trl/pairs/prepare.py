@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
+from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 from orpo_trl.pairs.load import ROW_COLUMN, SOURCE_COLUMN
@@ -24,6 +26,9 @@ from orpo_trl.pairs.tokenize import (
 )
 
 logger = logging.getLogger(__name__)
+
+# What decides a pair's tokens beside its row, the tokenizer and the rules.
+_CODE = [Path(__file__).with_name(name).read_bytes() for name in ("rows.py", "tokenize.py")]
 
 
 class MalformedRowsError(ValueError):
@@ -54,7 +59,7 @@ def prepare_pairs(
     others read its cache.
 
     Args:
-        dataset: rows of the accepted shapes (README, "Data formats"), or already prepared pairs, returned as they are.
+        dataset: rows of the accepted shapes (README, "Data formats").
         tokenizer: encodes the texts; needs an end-of-sequence token, and a chat template for conversations.
         rules: limits of length, and how strings are read.
         name: what to call the dataset in the report, and in errors where rows carry no source of their own.
@@ -70,39 +75,42 @@ def prepare_pairs(
         ValueError: where the tokenizer has no end-of-sequence token, or no row is left.
     """
     columns = column_names(dataset)
-    if set(PAIR_FEATURES) <= set(columns):
-        return dataset, None
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "The tokenizer has no end-of-sequence token, so the model could not learn where a response ends. Set "
             "`eos_token` to a token of its vocabulary."
         )
     if not set(columns) & set(ROW_COLUMNS):
+        received = [f"`{column}`" for column in columns if column not in (SOURCE_COLUMN, ROW_COLUMN)]
         raise ValueError(
             f"The {name} dataset has none of the columns of a pair. Expected `chosen`, `rejected` and a prompt; "
-            f"received {', '.join(f'`{column}`' for column in columns) or 'no columns'}."
+            f"received {', '.join(received) or 'no columns'}."
         )
-    kwargs = {"fn_kwargs": {"tokenizer": tokenizer, "rules": rules}, "batched": True}
+    if isinstance(dataset, Dataset) and not len(dataset):
+        raise ValueError(f"The {name} dataset has no rows.")
+    arguments = {"tokenizer": tokenizer, "rules": rules}
     if isinstance(dataset, IterableDataset):
-        kwargs["fn_kwargs"].update(name=name, on_malformed=on_malformed)
-        features = TOKENIZED_FEATURES.copy()
-        for column in set(TOKENIZED_FEATURES) - set(PAIR_FEATURES):
-            del features[column]
-        kwargs.update(with_indices=True, remove_columns=columns, features=features)
-        return dataset.map(_tokenize_and_drop, **kwargs), None
+        arguments |= {"name": name, "on_malformed": on_malformed}
+        pairs = dataset.map(_tokenize_and_drop, batched=True, with_indices=True, fn_kwargs=arguments)
+        return pairs.select_columns(list(PAIR_FEATURES)), None
 
+    used = [column for column in columns if column in ROW_COLUMNS]
+    rows_only = dataset.with_format(None).select_columns(used)
     state = PartialState()
     with state.main_process_first(), state.local_main_process_first():
-        tokenized = dataset.select_columns([column for column in columns if column in ROW_COLUMNS]).map(
+        tokenized = rows_only.map(
             tokenize_rows,
+            batched=True,
+            fn_kwargs=arguments,
             num_proc=num_proc,
-            remove_columns=[column for column in columns if column in ROW_COLUMNS],
+            remove_columns=used,
             features=TOKENIZED_FEATURES,
             desc=f"Tokenizing the {name} dataset",
-            **kwargs,
+            # `datasets` would know the function by its name alone, and give an upgraded package the old one's tokens.
+            new_fingerprint=Hasher.hash([rows_only._fingerprint, tokenizer, rules, _CODE]),
         )
     sources, rows = _origins(dataset, name)
-    status = tokenized.with_format("numpy")["status"][:] if len(tokenized) else np.array([], dtype=str)
+    status = tokenized.with_format("numpy")["status"][:]
     malformed = np.flatnonzero(status == MALFORMED)
     if len(malformed) and on_malformed == "error":
         listed = tokenized.select(malformed[:10])["problem"]
@@ -133,7 +141,11 @@ def _tokenize_and_drop(batch: Mapping, indices: list[int], name: str, on_malform
         if status != KEPT:
             logger.warning("%s, row %s: dropped, %s", source, row, problem or status)
     kept = [index for index, status in enumerate(records["status"]) if status == KEPT]
-    return {column: [records[column][index] for index in kept] for column in PAIR_FEATURES}
+    # Columns of the rows, which a later batch may have more of, stay as long as the pairs until they are left out.
+    return {
+        **{column: [None] * len(kept) for column in batch},
+        **{column: [records[column][index] for index in kept] for column in PAIR_FEATURES},
+    }
 
 
 def _origins(dataset: Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,7 @@
 """One dataset row, of any accepted shape, to one `Pair`. The shapes are listed in README.md, "Data formats"."""
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -23,6 +25,7 @@ ROW_COLUMNS = (
     "rejected_ids",
 )
 
+_LOOKS_LIKE_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""").match
 _HUMAN = "\n\nHuman:"
 _ASSISTANT = "\n\nAssistant:"
 
@@ -77,6 +80,7 @@ def row_to_pair(row: Mapping[str, Any], strings_as_messages: bool = False) -> Pa
     Raises:
         RowError: naming the column, what was expected, and what was received.
     """
+    row = {name: _parse_messages(name, value) for name, value in row.items()}
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if chosen is None:
         raise RowError("chosen", "a string or a list of messages", f"nothing (the row has {_present(row)})")
@@ -88,6 +92,16 @@ def row_to_pair(row: Mapping[str, Any], strings_as_messages: bool = False) -> Pa
     if isinstance(chosen, list):
         return _pair_from_messages(row.get("prompt"), chosen, rejected)
     return _pair_from_strings(row, chosen, rejected, strings_as_messages)
+
+
+def _parse_messages(name: str, value: Any) -> Any:
+    """CSV holds messages as text: the JSON of them is read, and anything else that looks like them is refused."""
+    if name not in ("prompt", "chosen", "rejected") or not isinstance(value, str) or not _LOOKS_LIKE_MESSAGES(value):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise RowError(name, "messages as a list or as JSON", f"{value!r:.60} ({error.msg})") from error
 
 
 def _pair_from_messages(prompt: Any, chosen: list, rejected: list | None) -> Pair:
@@ -110,20 +124,30 @@ def _conversation(name: str, prompt: Any, response: list) -> Messages:
     if not messages or messages[-1]["role"] != "assistant":
         received = f"a last turn of role {messages[-1]['role']!r}" if messages else "an empty list"
         raise RowError(name, "messages that end with an assistant turn", received)
-    if isinstance(prompt, str):
-        # Datasets such as UltraFeedback repeat the user's text as `prompt` beside the full conversation.
-        prompt = [] if any(m["role"] != "assistant" for m in messages) else [{"role": "user", "content": prompt}]
-    elif prompt is None:
-        prompt = []
-    elif isinstance(prompt, list):
-        prompt = _messages("prompt", prompt)
-    else:
+    if prompt is not None and not isinstance(prompt, (str, list)):
         raise RowError("prompt", "a string or a list of messages", _describe(prompt))
-    if prompt and messages[: len(prompt)] != prompt:
-        messages = prompt + messages
+    if prompt:
+        messages = _with_prompt(name, prompt, messages)
     if len(messages) < 2:
         raise RowError("prompt", "a prompt, here or as the first turns of `chosen`", f"`{name}` with one turn")
     return messages
+
+
+def _with_prompt(name: str, prompt: str | list, messages: Messages) -> Messages:
+    """The messages of column `name` behind their prompt, unless they begin with it themselves."""
+    roles = [message["role"] for message in messages]
+    # UltraFeedback and others repeat the user's text as `prompt` beside the full conversation.
+    is_whole = "user" in roles[: roles.index("assistant")]
+    if isinstance(prompt, str):
+        system = next((k for k, role in enumerate(roles) if role != "system"), 0)
+        turn = {"role": "user", "content": prompt}
+        return messages if is_whole else [*messages[:system], turn, *messages[system:]]
+    prompt = _messages("prompt", prompt)
+    if messages[: len(prompt)] == prompt:
+        return messages
+    if is_whole and any(message["role"] == "user" for message in prompt):
+        raise RowError("prompt", f"the first turns of `{name}`, or the turns before it", "other turns than both")
+    return prompt + messages
 
 
 def _messages(name: str, value: list) -> Messages:
@@ -156,7 +180,8 @@ def _pair_from_strings(row: Mapping, chosen: str, rejected: str | None, strings_
     elif not isinstance(prompt, str):
         raise RowError("prompt", "a string or a list of messages", _describe(prompt))
     elif strings_as_messages:
-        prompt = [{"role": "user", "content": prompt}]
+        is_transcript = prompt.rstrip().endswith(_ASSISTANT) and _is_transcript(prompt)
+        prompt = _transcript_turns(prompt.rstrip()) if is_transcript else [{"role": "user", "content": prompt}]
     return _pair(prompt, chosen, rejected)
 
 
@@ -175,13 +200,19 @@ def _pair_from_transcripts(row: Mapping, chosen: str, rejected: str | None, stri
 
 def _split_transcript(name: str, text: str, row: Mapping) -> tuple[str, str]:
     head, marker, answer = text.rpartition(_ASSISTANT)
-    if not marker or "Human:" not in head:
+    if not marker or not _is_transcript(head):
         raise RowError(
             "prompt",
-            f"a prompt (`prompt`, `instruction` or `question`, or {_HUMAN!r} and {_ASSISTANT!r} in `{name}`)",
+            f"a prompt: `prompt`, `instruction` or `question`, or `{name}` from {_HUMAN!r} to {_ASSISTANT!r}",
             f"nothing (the row has {_present(row)})",
         )
+    if _HUMAN in answer:
+        raise RowError(name, "a dialogue that ends with the assistant's answer", "one that ends with the human's")
     return head + marker, answer
+
+
+def _is_transcript(text: str) -> bool:
+    return ("\n\n" + text.lstrip("\n")).startswith(_HUMAN)
 
 
 def _transcript_turns(prompt: str) -> Messages:

@@ -131,7 +131,10 @@ def _render(pair: Pair, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBa
             "The rows hold conversations, but the tokenizer has no chat template. Set `chat_template_path` to a Jinja "
             "file or to a tokenizer that has one."
         )
-    options = {"tools": _json_column(row, "tools"), **(_json_column(row, "chat_template_kwargs") or {})}
+    options = _json_column(row, "chat_template_kwargs") or {}
+    if not isinstance(options, dict):
+        raise RowError("chat_template_kwargs", "a mapping", f"{options!r:.60}")
+    options = {"tools": _json_column(row, "tools"), **options}
 
     def render(messages: list, **kwargs) -> str:
         return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs, **options)
@@ -149,6 +152,8 @@ def _json_column(row: Mapping[str, Any], name: str) -> Any:
     value = row.get(name)
     if not isinstance(value, str):
         return remove_none_values(value) if value else None
+    if not value.strip():
+        return None
     try:
         return json.loads(value)
     except json.JSONDecodeError as error:

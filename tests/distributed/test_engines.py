@@ -11,9 +11,10 @@ CURVES = {
     "loss", "nll_loss", "log_odds_ratio", "logps/chosen", "logps/rejected", "rewards/accuracies", "num_tokens",
 }  # fmt: skip
 STEPS = 20
-# 43 rows in steps of 8: an epoch ends with a step of 3 rows, fewer than there are micro-batches.
+# 41 rows in steps of 8: an epoch ends with a step of one row, and 3 rows to evaluate on are fewer than a batch, so that
+# one of two ranks has none.
 JOB = {
-    "rows": 43, "nll_only_every": 5,
+    "rows": 41, "eval_rows": 3, "nll_only_every": 5,
     "config": {"max_steps": STEPS, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "optim": "adamw_torch"},
 }  # fmt: skip
 TWO = {**JOB["config"], "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}

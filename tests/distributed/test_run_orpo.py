@@ -6,7 +6,7 @@ import runpy
 import pytest
 import torch
 from helpers import REPOSITORY, make_rows
-from launch import cpu_engine, launch
+from launch import ENGINES, cpu_engine, launch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SCRIPT = REPOSITORY / "scripts" / "run_orpo.py"
@@ -45,15 +45,20 @@ SLOW = pytest.mark.slow
     "name", [pytest.param("mistral_alpha", marks=SLOW), "mistral_beta", pytest.param("mistral_capybara", marks=SLOW)]
 )
 def test_paper_recipe_trains_under_zero3_by_overrides_alone(name, rows, tmp_path):
-    overrides = [*LOCAL, "--dataset_name", str(rows), "--dataset_train_split", "train", "--test_split_size", "4",
-                 "--max_steps", "3", "--logging_steps", "1", "--output_dir", str(tmp_path / "out")]  # fmt: skip
-    done = launch(SCRIPT, f"recipes/{name}.yaml", *overrides, engine=cpu_engine("zero3", tmp_path))
+    overrides = [
+        *LOCAL, "--dataset_name", str(rows), "--dataset_train_split", "train", "--test_split_size", "4",
+        "--eval_strategy", "steps", "--max_steps", "3", "--logging_steps", "1", "--output_dir", str(tmp_path / "out"),
+    ]  # fmt: skip
+    done = launch(SCRIPT, f"recipes/{name}.yaml", *overrides, engine=ENGINES / "cpu_2.yaml")
     # One process tokenises; the other reads its cache.
     assert done.stderr.count("Tokenizing the train dataset:   0%") == 1
     state = json.loads(next((tmp_path / "out").glob("checkpoint-*/trainer_state.json")).read_text())
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     assert len(losses) == 3
     assert all(0 < loss < 20 for loss in losses)
+    assert "56 rows read, 56 kept" in done.stdout
+    assert "4 rows read, 4 kept" in done.stdout
+    assert "Held-out pairs" in done.stdout
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 

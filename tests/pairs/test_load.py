@@ -90,6 +90,11 @@ def test_held_out_rows_do_not_depend_on_the_process(tmp_path):
         ({"dataset_name": "{tmp}/rows.jsonl", "dataset_train_split": "validation"}, ValueError, "'validation'"),
         ({"dataset_name": "{tmp}/rows.txt"}, ValueError, ".jsonl"),
         ({"datasets": [{"paht": "b"}]}, ValueError, "`datasets` entry 0 has unknown keys paht"),
+        ({"datasets": ["rows"]}, ValueError, "`datasets` entry 0 must be a mapping with `path`, got 'rows'"),
+        ({"datasets": {"path": "rows"}}, ValueError, "`datasets` must be a list of mappings"),
+        ({"datasets": [{"path": "{tmp}/rows.jsonl", "fraction": -1}]}, ValueError, "must be above 0, got -1"),
+        ({"dataset_name": "{tmp}/empty.jsonl"}, ValueError, "empty.jsonl' could not be loaded: it has no rows"),
+        ({"dataset_name": "{tmp}/broken.jsonl"}, ValueError, "broken.jsonl' could not be loaded"),
         ({"datasets": [{"name": "b"}]}, ValueError, "entry 0 has no `path`"),
         ({"datasets": [{"path": "{tmp}/rows.jsonl"}, {"path": "{tmp}/chat.jsonl"}]}, ValueError, "`columns`"),
     ],
@@ -97,6 +102,8 @@ def test_held_out_rows_do_not_depend_on_the_process(tmp_path):
 def test_wrong_names(tmp_path, kwargs, error, message):
     write(tmp_path / "rows.jsonl")
     write(tmp_path / "rows.txt")
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "q", "cho')
     write(tmp_path / "chat.jsonl", [{"chosen": [{"role": "assistant", "content": "a"}]}])
     kwargs = json.loads(json.dumps(kwargs).replace("{tmp}", str(tmp_path)))
     with pytest.raises(error) as caught:
@@ -106,6 +113,8 @@ def test_wrong_names(tmp_path, kwargs, error, message):
 
 def test_evaluation_needs_rows(tmp_path):
     path = write(tmp_path / "rows.jsonl")
+    with pytest.raises(ValueError, match="`eval_strategy` is 'no'"):
+        load(False, dataset_name=path, test_split_size=0.1)
     with pytest.raises(ValueError, match="'test'"):
         load(True, dataset_name=path)
     with pytest.raises(ValueError, match="`test_split_size`"):

@@ -89,9 +89,37 @@ def test_tokenizer_without_end_of_sequence_is_refused_before_any_work(tokenizer)
         prepare([GOOD], tokenizer)
 
 
-def test_prepared_pairs_pass_through(tokenizer):
-    pairs, _ = prepare([GOOD], tokenizer)
-    assert prepare_pairs(pairs, tokenizer, PairRules()) == (pairs, None)
+def test_prepared_pairs_are_held_to_the_rules_again(tokenizer):
+    pairs, _ = prepare([GOOD, {**GOOD, "chosen": " moo moo moo"}, {**GOOD, "rejected": None}], tokenizer)
+    again, _ = prepare_pairs(pairs, tokenizer, PairRules())
+    assert again[:] == pairs[:]
+    shorter, report = prepare_pairs(pairs, tokenizer, PairRules(max_length=len(pairs[0]["prompt_ids"]) + 2))
+    assert max(map(len, shorter["chosen_ids"])) == 2
+    assert report.sources["train"].cut_chosen == 1
+
+
+def test_token_id_rows_with_a_length_column_are_checked(tokenizer):
+    rows = [{"prompt_ids": [5] * 40, "chosen_ids": [7], "rejected_ids": [8], "length": 42},
+            {"prompt_ids": [5], "chosen_ids": [], "rejected_ids": [8], "length": 2},
+            {"prompt_ids": [5], "chosen_ids": [7], "rejected_ids": [8], "length": 99}]  # fmt: skip
+    pairs, report = prepare(rows, tokenizer, max_length=16)
+    assert report.sources["train"].dropped == {"empty chosen": 1, "prompt fills max_length": 1}
+    assert pairs["length"][:] == [3]
+
+
+def test_dataset_of_tensors(tokenizer):
+    rows = Dataset.from_list([{"prompt_ids": [5, 6], "chosen_ids": [7], "rejected_ids": [8]}]).with_format("torch")
+    assert prepare_pairs(rows, tokenizer, PairRules())[0][0]["prompt_ids"] == [5, 6]
+
+
+def test_changed_code_does_not_read_the_old_cache(tokenizer, tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    Dataset.from_list([GOOD] * 3).to_json(path)
+    dataset = Dataset.from_json(str(path), cache_dir=str(tmp_path))
+    before, _ = prepare_pairs(dataset, tokenizer, PairRules())
+    monkeypatch.setattr("orpo_trl.pairs.prepare._CODE", [b"changed"])
+    after, _ = prepare_pairs(dataset, tokenizer, PairRules())
+    assert before.cache_files[0] != after.cache_files[0]
 
 
 def test_token_id_rows(tokenizer):
@@ -112,6 +140,13 @@ def test_stream_gives_the_same_pairs_and_names_what_it_drops(tokenizer, caplog):
     assert report is None
     assert streamed == list(prepare(rows, tokenizer)[0])
     assert caplog.messages == ["train, row 1: dropped, empty chosen"]
+
+
+def test_stream_whose_rows_have_other_columns_than_the_first(tokenizer):
+    rows = [{"prompt": "q", "chosen": " moo"}, {**GOOD, "source": "x"}, {**GOOD, "chosen": "", "tools": None}]
+    streamed = list(prepare_pairs(stream(rows), tokenizer, PairRules())[0])
+    assert [set(row) for row in streamed] == [{"prompt_ids", "chosen_ids", "rejected_ids", "length"}] * 2
+    assert streamed[0]["rejected_ids"] is None
 
 
 def test_stream_names_a_malformed_row(tokenizer):

@@ -11,6 +11,10 @@ def user(text):
     return {"role": "user", "content": text}
 
 
+def system(text):
+    return {"role": "system", "content": text}
+
+
 def bot(text):
     return {"role": "assistant", "content": text}
 
@@ -37,6 +41,32 @@ TEXT = Pair("q", "good", "bad")
             Pair([user("sum up\n\na text")], bot("good"), bot("bad")),
         ),
         ({"prompt": "q", "chosen": "good", "rejected": "bad"}, TEXT),
+        # CSV holds messages as their JSON.
+        (
+            {
+                "prompt": "q",
+                "chosen": '[{"role": "assistant", "content": "good"}]',
+                "rejected": '[{"role": "assistant", "content": "bad"}]',
+            },
+            CHAT,
+        ),
+        # A prompt that the lists do not hold comes after the system turn, and before an answer that others follow.
+        (
+            {"prompt": "q", "chosen": [system("s"), bot("good")], "rejected": [system("s"), bot("bad")]},
+            Pair([system("s"), user("q")], bot("good"), bot("bad")),
+        ),
+        (
+            {
+                "prompt": "q",
+                "chosen": [bot("a"), user("more"), bot("good")],
+                "rejected": [bot("a"), user("more"), bot("bad")],
+            },
+            Pair([user("q"), bot("a"), user("more")], bot("good"), bot("bad")),
+        ),
+        (
+            {"prompt": [system("s")], "chosen": [user("q"), bot("good")], "rejected": [user("q"), bot("bad")]},
+            Pair([system("s"), user("q")], bot("good"), bot("bad")),
+        ),
         (
             {"chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad"},
             Pair("\n\nHuman: q\n\nAssistant:", " good", " bad"),
@@ -70,6 +100,8 @@ def test_prompt_is_every_turn_but_the_last():
 
 def test_strings_as_messages():
     assert row_to_pair({"prompt": "q", "chosen": "good", "rejected": "bad"}, strings_as_messages=True) == CHAT
+    transcript = {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": "good", "rejected": "bad"}
+    assert row_to_pair(transcript, strings_as_messages=True) == CHAT
     dialogue = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: q\n\nAssistant: "
     pair = row_to_pair({"chosen": dialogue + "good", "rejected": dialogue + "bad"}, strings_as_messages=True)
     assert pair == Pair([user("hi"), bot("hello"), user("q")], bot("good"), bot("bad"))
@@ -88,6 +120,16 @@ def test_strings_as_messages():
         ({"instruction": 7, "chosen": "good", "rejected": "bad"}, "instruction", "a string", "int 7"),
         ({"instruction": "q", "input": 7, "chosen": "good", "rejected": "bad"}, "input", "a string", "int 7"),
         ({"chosen": [bot("good")], "rejected": [bot("bad")]}, "prompt", "the first turns of `chosen`", "one turn"),
+        (
+            {"prompt": [system("s"), user("q")], "chosen": [user("q"), bot("good")]},
+            "prompt", "the first turns of `chosen`", "other turns",
+        ),
+        ({"prompt": "q", "chosen": "[{'role': 'assistant', 'content': 'a'}]"}, "chosen", "as JSON", "'role'"),
+        (
+            {"chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman: thanks"},
+            "chosen", "ends with the assistant's answer", "the human's",
+        ),
+        ({"chosen": "You are X.\n\nHuman: q\n\nAssistant: a"}, "prompt", "from '\\n\\nHuman:'", "`chosen`"),
         ({"prompt": "q", "chosen": [], "rejected": [bot("bad")]}, "chosen", "end with an assistant", "an empty list"),
         ({"chosen": [bot("x"), user("q")], "rejected": [user("q")]}, "chosen", "end with an assistant", "'user'"),
         ({"prompt": "q", "chosen": ["good"], "rejected": ["bad"]}, "chosen", "`role` and `content`", "position 0"),
