@@ -49,13 +49,16 @@ def main(job: dict) -> None:
     args = settings(output, **job["config"])
     tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "recipes" / "quickstart" / "model")
     dataset = Dataset.from_list(make_rows(job["rows"], job.get("nll_only_every")))
+    held_out = Dataset.from_list(make_rows(job.get("eval_rows", 5), 3, seed=1))
+    if job.get("shards"):  # a stream, of so many files
+        dataset, held_out = (rows.to_iterable_dataset(num_shards=job["shards"]) for rows in (dataset, held_out))
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if job.get("lora") else None
     by_name = job.get("by_name", True)
     trainer = ORPOTrainer(
         job["model"] if by_name else AutoModelForCausalLM.from_pretrained(job["model"]),
         args,
         train_dataset=dataset,
-        eval_dataset=Dataset.from_list(make_rows(job.get("eval_rows", 5), 3, seed=1)),
+        eval_dataset=held_out,
         processing_class=tokenizer,
         peft_config=lora,
     )

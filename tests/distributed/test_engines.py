@@ -5,6 +5,7 @@ import torch
 from helpers import tiny_model
 from launch import cpu_engine, train
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 CURVES = {
@@ -62,6 +63,38 @@ def test_engine_follows_one_process(engine, base, one_process, tmp_path):
     trained = torch.load(tmp_path / "two" / "logits.pt")
     with torch.no_grad():
         torch.testing.assert_close(loaded(torch.arange(5, 25)[None]).logits, trained, rtol=1e-5, atol=1e-5)
+
+
+def test_two_processes_log_and_end_as_one(base, tmp_path):
+    """Per-step loss, metrics and final weights at 1e-5: uneven lengths, SFT-only rows, and a last step of 5 rows."""
+    results = {}
+    for name, split in (("one", {"per_device_train_batch_size": 8}), ("ddp", TWO)):
+        (tmp_path / name).mkdir()
+        config = {**JOB["config"], **split, "max_steps": -1, "num_train_epochs": 2, "learning_rate": 1e-2}
+        job = {**JOB, "rows": 21, "nll_only_every": 4, "config": config, "model": base, "output_dir": tmp_path / name}
+        results[name] = train(job, None if name == "one" else name)
+    assert results["ddp"]["ranks"] == 2
+    for name in CURVES | {"grad_norm", "log_odds_chosen", "rewards/margins", "mean_token_accuracy", "entropy"}:
+        expected = curve(results["one"], name)
+        assert len(expected) == 6
+        assert curve(results["ddp"], name) == pytest.approx(expected, rel=1e-5, abs=1e-5), name
+    weights = {name: load_file(tmp_path / name / "model.safetensors") for name in results}
+    for name, weight in weights["one"].items():
+        torch.testing.assert_close(weights["ddp"][name], weight, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_two_processes_share_a_stream_as_one_reads_it(base, tmp_path, shards):
+    """accelerate repeats rows of one file, and where there are more gives each rank its own (then ZeRO-3 hangs)."""
+    results = {}
+    for name, split in (("one", {"per_device_train_batch_size": 8}), ("zero3", TWO)):
+        (tmp_path / name).mkdir()
+        config = {**JOB["config"], **split, "max_steps": 4}
+        job = {**JOB, "rows": 13, "shards": shards, "config": config, "model": base, "output_dir": tmp_path / name}
+        results[name] = train(job, None if name == "one" else cpu_engine(name, tmp_path))
+    for name in CURVES:
+        assert curve(results["zero3"], name) == pytest.approx(curve(results["one"], name), rel=1e-4, abs=1e-4), name
+    assert results["zero3"]["eval"]["eval_loss"] == pytest.approx(results["one"]["eval"]["eval_loss"], rel=1e-4)
 
 
 def test_lora_under_zero3(base, tmp_path):
