@@ -1,9 +1,14 @@
-"""The model and tokenizer that a recipe names."""
+"""The model and tokenizer that a recipe names, and what training changes in a model."""
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.utils import disable_dropout_in_model
 
 from orpo_trl.config import ModelArguments
+
+# Modules that call `F.dropout` keep its probability as a plain number under one of these names (OPT: `dropout`;
+# attention layers of most models: `attention_dropout`).
+_FUNCTIONAL_DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop")
 
 
 def load_tokenizer(arguments: ModelArguments, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -41,3 +46,12 @@ def build_from_scratch(arguments: ModelArguments, tokenizer: PreTrainedTokenizer
     dtype = None if arguments.dtype in (None, "auto") else getattr(torch, arguments.dtype)
     kwargs = {} if arguments.attn_implementation is None else {"attn_implementation": arguments.attn_implementation}
     return AutoModelForCausalLM.from_config(config, dtype=dtype, **kwargs)
+
+
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Set every dropout of the model to 0: the modules, and the probabilities that layers hand to `F.dropout`."""
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        for name in _FUNCTIONAL_DROPOUTS:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

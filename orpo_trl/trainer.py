@@ -18,20 +18,17 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
-from trl.trainer.utils import disable_dropout_in_model, get_config_model_id
+from trl.trainer.utils import get_config_model_id
 
 from orpo_trl.batch import COUNTS, MODEL_INPUTS, GlobalBatchSampler, PairCollator, StreamedBatches, nll_sum, pair_logps
 from orpo_trl.callbacks import SampleCompletions
 from orpo_trl.config import ORPOConfig
 from orpo_trl.losses import log_odds_ratio, odds_ratio_loss
 from orpo_trl.metrics import MetricSums
+from orpo_trl.model import disable_dropout
 from orpo_trl.pairs import PAIR_FEATURES, PairRules, PreparationReport, column_names, prepare_pairs
 
 logger = logging.getLogger(__name__)
-
-# Modules that call `F.dropout` keep its probability as a plain number under one of these names (OPT: `dropout`;
-# attention layers of most models: `attention_dropout`).
-_FUNCTIONAL_DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop")
 
 
 class ORPOTrainer(SFTTrainer):
@@ -355,15 +352,6 @@ class ORPOTrainer(SFTTrainer):
         )
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
-
-
-def disable_dropout(model: torch.nn.Module) -> None:
-    """Set every dropout of the model to 0: the modules, and the probabilities that layers hand to `F.dropout`."""
-    disable_dropout_in_model(model)
-    for module in model.modules():
-        for name in _FUNCTIONAL_DROPOUTS:
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
 
 
 def _check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config) -> None:
