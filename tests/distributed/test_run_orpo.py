@@ -1,6 +1,7 @@
 """The entry point in real processes: the quickstart, the paper's recipes, and wrong input."""
 
 import json
+import logging
 import runpy
 
 import pytest
@@ -17,8 +18,12 @@ LOCAL = ["--model_name_or_path", str(TINY_MODEL), "--from_scratch", "true", "--b
 def run_and_fail(arguments: list[str], capsys) -> str:
     """Runs the script in this process and returns its message; any other exception than `SystemExit` is a failure."""
     main = runpy.run_path(str(SCRIPT))["main"]
+    logger = logging.getLogger("orpo_trl")
+    level, handlers = logger.level, list(logger.handlers)
     with pytest.raises(SystemExit) as ended:
         main(arguments)
+    logger.setLevel(level)
+    logger.handlers = handlers
     assert ended.value.code == 2
     return capsys.readouterr().err
 
