@@ -63,7 +63,8 @@ class PairCollator:
         rows += [(example["prompt_ids"], example["rejected_ids"]) for example in pairs]
         completions = len(rows)
 
-        divisors = self._nll_divisors(rows[: len(chosen)])
+        lengths = self._nll_lengths(rows[: len(chosen)])
+        divisors = self._nll_divisors(lengths)
         tensors: dict[str, list[torch.Tensor]] = {name: [] for name in _PADDING}
         for index, (prompt, response) in enumerate(rows or [([self.pad_token_id], [])]):
             ids = torch.tensor([*prompt, *response])
@@ -90,7 +91,6 @@ class PairCollator:
             for name, values in tensors.items()
         }
         batch["completion_lengths"] = torch.tensor([len(response) for _, response in rows], dtype=torch.int64)
-        lengths = self._nll_lengths(rows[: len(chosen)])
         units = {"token_mean": sum(lengths), "micro_batch_mean": int(bool(lengths))}
         batch["num_nll_units"] = units.get(self.nll_reduction, len(lengths))
         batch["num_nll_tokens"] = sum(lengths)
@@ -105,8 +105,7 @@ class PairCollator:
             return [len(response) for _, response in rows]
         return [len(prompt) + len(response) - 1 for prompt, response in rows]
 
-    def _nll_divisors(self, rows: list[tuple[list[int], list[int]]]) -> list[int]:
-        lengths = self._nll_lengths(rows)
+    def _nll_divisors(self, lengths: list[int]) -> list[int]:
         return {
             "token_mean": [1] * len(lengths),
             "micro_batch_mean": [sum(lengths)] * len(lengths),

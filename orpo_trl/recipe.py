@@ -40,14 +40,13 @@ def parse_recipe(arguments: list[str]) -> tuple[ModelArguments, DataArguments, O
         parser.error("name a recipe first, such as recipes/quickstart.yaml")
     parser.set_defaults(deepspeed=resolve_engine(parser.get_default("deepspeed")))
     try:
-        *settings, unused = parser.parse_args_into_dataclasses(
+        model, data, training, unused = parser.parse_args_into_dataclasses(
             args=_resolve_engine_override(overrides), return_remaining_strings=True
         )
     except (ValueError, TypeError) as error:
         raise RecipeError(f"{recipe}: {error}") from error
     if unused:
         raise RecipeError(f"Unknown overrides {' '.join(unused)}. `run_orpo.py --help` lists all keys.")
-    model, data, training = settings
     if training.resume_from_checkpoint in ("true", "false"):  # a folder, or whether to find the latest one
         training.resume_from_checkpoint = training.resume_from_checkpoint == "true"
     if training.deepspeed and training.use_cpu:
