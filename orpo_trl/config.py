@@ -9,6 +9,7 @@ from trl import ModelConfig, SFTConfig
 
 NLL_SCOPES = ("sequence", "completion")
 NLL_REDUCTIONS = ("token_mean", "micro_batch_mean", "sequence_mean", "max_length")
+PAIR_LAYOUTS = ("auto", "shared_prefix", "padded")
 MALFORMED_ACTIONS = ("error", "drop")
 
 # Arguments that SFTConfig inherits or defines and that mean nothing for preference pairs, with what to use instead.
@@ -75,6 +76,32 @@ class ORPOConfig(SFTConfig):
             "choices": list(NLL_REDUCTIONS),
         },
     )
+    pair_layout: str = field(
+        default="auto",
+        metadata={
+            "help": "How the responses of a pair are laid out. 'shared_prefix': one row without padding, in which each "
+            "prompt runs once; an error where that is not exact for the model. 'padded': a padded row per response. "
+            "'auto': shared_prefix wherever it is exact.",
+            "choices": list(PAIR_LAYOUTS),
+        },
+    )
+    max_tokens_per_micro_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Split the rows of a micro-batch (`per_device_train_batch_size`) into forward and backward passes of "
+            "at most this many tokens, filling included; a longer pair gets one of its own. The optimiser step and its "
+            "loss stay the same. None: one pass."
+        },
+    )
+    train_sampling_strategy: str = field(
+        default="auto",
+        metadata={
+            "help": "Order of the training rows: 'random', 'sequential', 'group_by_length', or 'batch_rebalance': "
+            "random, with the rows of each optimiser step dealt so that ranks and accumulation steps have alike many "
+            "tokens. 'auto': batch_rebalance, or random where the loss depends on which rows share a micro-batch.",
+            "choices": ["auto", "random", "sequential", "group_by_length", "batch_rebalance"],
+        },
+    )
     max_length: int | None = field(
         default=1024,
         metadata={"help": "Longest row in tokens, prompt included; responses are cut on the right. None: no limit."},
@@ -134,16 +161,19 @@ class ORPOConfig(SFTConfig):
         for name, allowed in (
             ("nll_scope", NLL_SCOPES),
             ("nll_reduction", NLL_REDUCTIONS),
+            ("pair_layout", PAIR_LAYOUTS),
             ("on_malformed", MALFORMED_ACTIONS),
         ):
             if getattr(self, name) not in allowed:
                 problems.append(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name, least in (("max_length", 2), ("max_prompt_length", 1), ("max_completion_length", 1)):
+        for name, least in (("max_length", 2), ("max_prompt_length", 1), ("max_completion_length", 1), ("max_tokens_per_micro_batch", 1)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
                 problems.append(f"`{name}` must be at least {least} tokens, or None for no limit; got {value!r}")
         if self.nll_reduction == "max_length" and self.max_length is None:
             problems.append("`nll_reduction: max_length` divides by max_length - 1, but `max_length` is None")
+        if self.nll_reduction == "micro_batch_mean" and self.max_tokens_per_micro_batch is not None:
+            problems.append("`max_tokens_per_micro_batch` would change the loss of `nll_reduction: micro_batch_mean`")
         if self.is_encoder_decoder:
             problems.append("`is_encoder_decoder: true`: encoder-decoder models are not supported")
         return problems

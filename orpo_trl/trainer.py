@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import DistributedType
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from transformers import (
@@ -20,12 +22,23 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
 
-from orpo_trl.batch import COUNTS, MODEL_INPUTS, GlobalBatchSampler, PairCollator, StreamedBatches, nll_sum, pair_logps
+from orpo_trl.attention import enable_packed_rows, reading_packed_row, why_not_exact
+from orpo_trl.batch import (
+    COUNTS,
+    MODEL_INPUTS,
+    GlobalBatchSampler,
+    PairCollator,
+    StreamedBatches,
+    TokenBudget,
+    micro_batches,
+    nll_sum,
+    pair_logps,
+)
 from orpo_trl.callbacks import SampleCompletions
 from orpo_trl.config import ORPOConfig
 from orpo_trl.losses import log_odds_ratio, odds_ratio_loss
 from orpo_trl.metrics import MetricSums
-from orpo_trl.model import disable_dropout
+from orpo_trl.model import disable_dropout, shrink_head_tiles
 from orpo_trl.pairs import PAIR_FEATURES, PairRules, PreparationReport, column_names, prepare_pairs
 
 logger = logging.getLogger(__name__)
@@ -136,10 +149,13 @@ class ORPOTrainer(SFTTrainer):
             # SFTTrainer has settled the pad token while making its own collator, which is for texts.
             padding = self._tokenizer.pad_token_id if args.padding_value is None else args.padding_value
             self.data_collator = PairCollator(
-                padding, args.nll_scope, args.nll_reduction, args.max_length, args.pad_to_multiple_of
+                padding, args.nll_scope, args.nll_reduction, args.max_length, args.pad_to_multiple_of, self._layout()
             )
+        self._is_padded = getattr(self.data_collator, "layout", "padded") == "padded"
         if args.disable_dropout:
             disable_dropout(self.model)
+        if self.args.device.type == "cpu":
+            shrink_head_tiles()
         if args.generate_during_eval:
             self.add_callback(SampleCompletions(self))
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
@@ -148,6 +164,18 @@ class ORPOTrainer(SFTTrainer):
         self._had_non_finite_loss = False
         self._seen_pairs = False
         self._num_train_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
+
+    def _layout(self) -> str:
+        """'padded' or 'shared_prefix', for which the model's attention is then ready."""
+        wanted, reason = self.args.pair_layout, why_not_exact(self.model)
+        if wanted == "shared_prefix" and reason:
+            raise ValueError(f"`pair_layout: shared_prefix`: {reason}. Set `pair_layout: padded` or `auto`.")
+        if wanted == "padded" or reason:
+            if wanted == "auto" and self.is_world_process_zero():
+                logger.warning("Pairs are padded, and each prompt runs twice: %s.", reason)
+            return "padded"
+        enable_packed_rows(self.model)
+        return "shared_prefix"
 
     # ---- Data ----------------------------------------------------------------------------------------------------
 
@@ -174,9 +202,15 @@ class ORPOTrainer(SFTTrainer):
             self._signature_columns = list(PAIR_FEATURES)
 
     def get_train_dataloader(self):
-        if isinstance(self.train_dataset, IterableDataset):
-            return self._stream(self.train_dataset, self._train_batch_size, endless=True)
-        return super().get_train_dataloader()
+        collator, budget = self.data_collator, self.args.max_tokens_per_micro_batch
+        if budget is not None:
+            self.data_collator = TokenBudget(collator, budget)
+        try:
+            if isinstance(self.train_dataset, IterableDataset):
+                return self._stream(self.train_dataset, self._train_batch_size, endless=True)
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
 
     def get_eval_dataloader(self, eval_dataset=None):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -199,17 +233,33 @@ class ORPOTrainer(SFTTrainer):
             dataset,
             self._train_batch_size,
             accumulation=self.args.gradient_accumulation_steps,
-            strategy=self.args.train_sampling_strategy,
+            strategy=self._sampling_strategy(),
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             drop_last=self.args.dataloader_drop_last,
+            is_padded=self._is_padded,
         )
         if not len(sampler):
             raise ValueError(
                 f"The train dataset has {len(dataset):,} rows, fewer than the {sampler.effective_batch_size:,} of one "
                 "optimiser step, and `dataloader_drop_last` leaves them out."
             )
+        budget, longest = self.args.max_tokens_per_micro_batch, max(sampler.lengths)
+        if budget is not None and longest >= budget and self.is_world_process_zero():
+            logger.warning(
+                "The longest pair has %d tokens, more than `max_tokens_per_micro_batch: %d`: such a pair makes a "
+                "micro-batch of its own.",
+                longest, budget,
+            )  # fmt: skip
         self._train_sampler = sampler
         return sampler
+
+    def _sampling_strategy(self) -> str:
+        strategy = self.args.train_sampling_strategy
+        if strategy != "auto":
+            return strategy
+        # Which rows share a micro-batch matters to these two alone.
+        neutral = self.args.nll_reduction != "micro_batch_mean" and not self.aux_loss_enabled
+        return "batch_rebalance" if neutral else "random"
 
     def _run_epoch(self, model, epoch, *args, **kwargs):
         # Where a run resumes in the middle of an epoch with several processes, accelerate wraps the sampler twice, and
@@ -225,11 +275,22 @@ class ORPOTrainer(SFTTrainer):
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         return GlobalBatchSampler(dataset["length"][:], batch_size, ranks, rank, **kwargs)
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, totals = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.args.max_tokens_per_micro_batch is not None and self.accelerator.num_processes > 1:
+            # Ranks must take part in each other's collectives, so all run as many parts as the one that has most.
+            counts = torch.tensor([len(micro_batches(batch)) for batch in batches], device=device)
+            most = self.accelerator.gather(counts).view(-1, len(batches)).amax(0).tolist()
+            for batch, count in zip(batches, most, strict=True):
+                batch["micro_batches"] += [self.data_collator([]) for _ in range(count - len(batch["micro_batches"]))]
+        return batches, totals
+
     # ---- Loss ----------------------------------------------------------------------------------------------------
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """Totals of the optimiser step, `[5]` in the order of `COUNTS`, over all micro-batches and ranks."""
-        totals = torch.tensor([sum(batch[name] for batch in batch_samples) for name in COUNTS], device=device)
+        parts = [part for batch in batch_samples for part in micro_batches(batch)]
+        totals = torch.tensor([sum(part[name] for part in parts) for name in COUNTS], device=device)
         totals = self.accelerator.reduce(totals, "sum")
         self._num_train_tokens += totals[COUNTS.index("num_tokens")]
         return totals
@@ -251,7 +312,9 @@ class ORPOTrainer(SFTTrainer):
             raise ValueError("ORPOTrainer builds no logits, so there are no outputs to return.")
         training = self.model.training
         kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        outputs = model(**{name: inputs[name] for name in MODEL_INPUTS}, fused_lm_head=True, use_cache=False, **kwargs)
+        kwargs |= {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
+        with reading_packed_row() if "segments" in inputs else nullcontext():
+            outputs = model(**kwargs, fused_lm_head=True, use_cache=False)
         token_logps = outputs.log_probs.float()
         nll = nll_sum(token_logps, inputs)
         chosen, rejected = pair_logps(token_logps, inputs)
@@ -295,10 +358,35 @@ class ORPOTrainer(SFTTrainer):
             has_rows = inputs["num_micro_batches"]
             sums.add("aux_loss", outputs.aux_loss * has_rows, has_rows)
 
-    def training_step(self, *args, **kwargs):
-        loss = super().training_step(*args, **kwargs)
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        *first, last = micro_batches(inputs)
+        losses = []
+        for part in first:
+            with self._accumulating(model):
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        losses.append(super().training_step(model, last, num_items_in_batch))
         # The Trainer sums these, and a NaN would stay in its sum for good; `log` tells of it.
-        return torch.where(loss.isfinite(), loss, 0)
+        return torch.stack([torch.where(loss.isfinite(), loss, 0) for loss in losses]).sum()
+
+    @contextmanager
+    def _accumulating(self, model):
+        """As the Trainer before the last micro-batch of a step: gradients stay on their rank."""
+        state = self.accelerator.gradient_state
+        is_last_micro_batch = state.sync_gradients
+        state._set_sync_gradients(False)
+        is_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        try:
+            with nullcontext() if is_deepspeed else self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(is_last_micro_batch)
+
+    def floating_point_ops(self, inputs):
+        return sum(super(ORPOTrainer, self).floating_point_ops(part) for part in micro_batches(inputs))
+
+    def _track_num_input_tokens(self, inputs):
+        for part in micro_batches(inputs):
+            super()._track_num_input_tokens(part)
 
     # ---- Logs ----------------------------------------------------------------------------------------------------
 
@@ -375,7 +463,9 @@ def _check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for
     first = next(iter(train_dataset), None)
     if first is None:
         raise ValueError("The train dataset has no rows.")
-    if isinstance(train_dataset, IterableDataset) and args.train_sampling_strategy not in ("random", "sequential"):
+    if isinstance(train_dataset, IterableDataset) and args.train_sampling_strategy not in (
+        "auto", "random", "sequential"
+    ):
         strategy = args.train_sampling_strategy
         raise ValueError(f"`train_sampling_strategy: {strategy}` needs all lengths; a stream is read in its order.")
     if "image" in first or "images" in first:

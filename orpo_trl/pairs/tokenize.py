@@ -95,15 +95,27 @@ def tokenize_rows(
         spans[index] = (pair, slice(len(texts), len(texts) + len(rendered)))
         texts.extend(rendered)
 
-    encoded = []
-    if texts:  # verbose: rows beyond the tokenizer's `model_max_length` are cut below, not worth its warning
-        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    encoded = _encode(texts, tokenizer)
     bos, eos = leading_special_ids(tokenizer), tokenizer.eos_token_id
     for index, (pair, span) in spans.items():
         prompt, *full = encoded[span]
         ids = _split(prompt, full, bos, None if pair.is_conversation else eos)
         records[index] = _record(ids, rules)
     return {name: [record.get(name) for record in records] for name in TOKENIZED_FEATURES}
+
+
+def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Ids of each text, no special tokens added."""
+    if not texts:
+        return []
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        # verbose: rows beyond the tokenizer's `model_max_length` are cut later, not worth its warning
+        return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    # What the tokenizer's own call does, without the offsets and masks, which take a third of its time.
+    backend.no_truncation()
+    backend.no_padding()
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def leading_special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

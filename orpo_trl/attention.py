@@ -1,0 +1,220 @@
+"""How a transformers model reads the packed row of `PairCollator`, in which each rejected response shares a prompt."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.utils.generic import is_flash_attention_requested
+
+# Model types of transformers for which tests/test_attention.py shows that the packed row gives the loss and gradients of
+# padded rows. Any other falls back to them: what mixes tokens in another way (a state carried along the row, positions
+# taken from the mask) would be silently wrong.
+EXACT_MODEL_TYPES = frozenset(
+    """
+    apertus arcee aria_text cohere cohere2 deepseek_v2 deepseek_v3 ernie4_5 ernie4_5_moe exaone4 gemma gemma2
+    gemma3_text glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neox gpt_oss granite granitemoe granitemoeshared helium
+    hunyuan_v1_dense hunyuan_v1_moe internlm3 llama minimax_m2 ministral ministral3 mistral mixtral nanochat olmo olmo2
+    olmo3 olmoe opt persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 starcoder2
+    """.split()
+)
+
+# While the model's forward runs on a packed row: how many attention layers have read its segments.
+_layers_that_read: ContextVar[list[int] | None] = ContextVar("layers_that_read", default=None)
+
+
+def why_not_exact(model: nn.Module) -> str | None:
+    """Why this model cannot read packed rows exactly, or None where it can.
+
+    Args:
+        model: a causal language model of transformers, or a PEFT model around one.
+    """
+    model = _without_adapter(model)
+    config, name = model.config, type(model).__name__
+    if not type(model).__module__.startswith("transformers.models."):
+        return f"{name} is not a model of the transformers library"
+    if config.model_type not in EXACT_MODEL_TYPES:
+        return f"{name} (model type `{config.model_type}`) is not known to read packed rows exactly"
+    implementation = config._attn_implementation
+    if implementation not in ("sdpa", "eager") and not is_flash_attention_requested(config):
+        return f"packed rows need `attn_implementation` sdpa, eager or a flash attention, not {implementation}"
+    has_windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    if has_windows and (config.model_type == "qwen2_moe" or not getattr(config, "use_sliding_window", True)):
+        return f"{name} puts its sliding window into the mask alone"
+    if getattr(config, "use_bidirectional_attention", None):
+        return "`use_bidirectional_attention` lets prompts see responses"
+    if implementation == "eager" and getattr(config, "reorder_and_upcast_attn", False):
+        return "`reorder_and_upcast_attn` has an attention of its own"
+    return None
+
+
+def enable_packed_rows(model: nn.Module) -> None:
+    """Let the model's attention layers read packed rows in a call that brings `segments`.
+
+    A call without them, such as generation, is the model's own attention, masks included.
+
+    Args:
+        model: one for which `why_not_exact` is None; its config is changed.
+    """
+    model = _without_adapter(model)
+    config = model.config
+    name = config._attn_implementation
+    if name == "eager":
+        # Every model brings its own, which the registry does not have.
+        attention = sys.modules[type(model).__module__].eager_attention_forward
+    else:
+        attention = AttentionInterface()[name]
+    if not is_flash_attention_requested(config):  # whose kernels transformers finds by the name in the config
+        mask = AttentionMaskInterface()[name]
+        name = config._attn_implementation = f"shared_prefix_{config.model_type}_{name}"
+        AttentionMaskInterface.register(name, partial(_mask_unless_packed, mask))
+    AttentionInterface.register(name, partial(_attention, attention))
+
+
+@contextmanager
+def reading_packed_row() -> Iterator[None]:
+    """Surrounds a forward call that brings `segments`: no mask over the whole row is made.
+
+    Raises:
+        RuntimeError: where no attention layer has read the segments, so that the outputs are wrong.
+    """
+    layers = [0]
+    token = _layers_that_read.set(layers)
+    try:
+        yield
+    finally:
+        _layers_that_read.reset(token)
+    if not layers[0]:
+        raise RuntimeError(
+            "No attention layer of the model has read the packed row: its `attn_implementation` was changed after the "
+            "trainer was made. Set `pair_layout: padded`, or choose the implementation when loading the model."
+        )
+
+
+def _without_adapter(model: nn.Module) -> PreTrainedModel:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _mask_unless_packed(make_mask: Callable, **kwargs: Any) -> torch.Tensor | None:
+    return make_mask(**kwargs) if _layers_that_read.get() is None else None
+
+
+def _attention(
+    attention: Callable,
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    segments: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`attention` of transformers' AttentionInterface, on the segments of a packed row where there are some.
+
+    Args:
+        attention: the model's own implementation.
+        query: `[1, heads, tokens, head_dim]`; `key` and `value` alike with their own number of heads.
+        segments: see `PairCollator`.
+
+    Returns:
+        `[1, tokens, heads, head_dim]`, and attention weights only from a call without segments.
+    """
+    if segments is None:
+        return attention(module, query, key, value, attention_mask, **kwargs)
+    layers = _layers_that_read.get()
+    if layers is not None:  # it is None where gradient checkpointing runs a layer again
+        layers[0] += 1
+    index = segments["key_index"]
+    key, value = key.index_select(2, index), value.index_select(2, index)
+    if is_flash_attention_requested(module.config):
+        return attention(
+            module,
+            query,
+            key,
+            value,
+            None,
+            cu_seq_lens_q=segments["query_ends"],
+            cu_seq_lens_k=segments["key_ends"],
+            max_length_q=segments["longest_query"],
+            max_length_k=segments["longest_key"],
+            **kwargs,
+        )
+    query, key, value = _in_autocast_dtype(query, key, value)
+    if _varlen_is_exact(query, value, **kwargs):
+        return _varlen(query, key, value, segments, **kwargs), None
+    return _by_segment(attention, module, query, key, value, segments, **kwargs), None
+
+
+def _in_autocast_dtype(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Rotary embeddings leave queries and keys in fp32 under autocast, which knows torch's own attention alone."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
+
+
+def _varlen_is_exact(query, value, dropout=0.0, softcap=None, s_aux=None, position_bias=None, **kwargs) -> bool:
+    return (
+        query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[-1] == value.shape[-1] <= 256
+        and not dropout
+        and softcap is None
+        and s_aux is None
+        and position_bias is None
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def _varlen(query, key, value, segments, scaling=None, sliding_window=None, **kwargs) -> torch.Tensor:
+    """All segments in one FlashAttention call, whose causal mask is aligned at the end of queries and keys."""
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    output = varlen_attn(
+        query,
+        key,
+        value,
+        segments["query_ends"],
+        segments["key_ends"],
+        segments["longest_query"],
+        segments["longest_key"],
+        scale=scaling,
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output[None]
+
+
+@torch.compiler.disable  # it would compile again for each new length
+def _by_segment(attention, module, query, key, value, segments, sliding_window=None, **kwargs) -> torch.Tensor:
+    """Each segment through the model's own attention, with the mask that it would have in a row of its own."""
+    query_lengths, key_lengths = segments["query_lengths"], segments["key_lengths"]
+    outputs = []
+    for parts in zip(query.split(query_lengths, 2), key.split(key_lengths, 2), value.split(key_lengths, 2), strict=True):
+        queries, keys = parts[0].shape[2], parts[1].shape[2]
+        is_causal = queries == keys and (sliding_window is None or keys <= sliding_window)
+        if is_causal and attention is AttentionInterface()["sdpa"]:
+            mask = None  # it is causal without, and faster
+        else:
+            mask = _causal_mask(queries, keys, sliding_window, query)
+        outputs.append(attention(module, *parts, mask, sliding_window=sliding_window, **kwargs)[0])
+    return torch.cat(outputs, dim=1)
+
+
+def _causal_mask(queries: int, keys: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
+    """`[1, 1, queries, keys]`, dtype and device of `like`: 0 where a query sees a key, the dtype's minimum elsewhere.
+
+    The last query is the last key's. A query sees its own key and, with a window, `window - 1` before it.
+    """
+    position = torch.arange(keys - queries, keys, device=like.device)[:, None]
+    other = torch.arange(keys, device=like.device)
+    visible = other <= position
+    if window is not None:
+        visible &= other > position - window
+    mask = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
+    return mask.masked_fill(~visible, torch.finfo(like.dtype).min)[None, None]

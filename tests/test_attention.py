@@ -1,0 +1,402 @@
+"""The packed row against padded rows and against TRL's loss, for every model that reads it; and what is refused."""
+
+import copy
+import functools
+from contextlib import nullcontext
+
+import pytest
+import torch
+from helpers import REPOSITORY, make_dataset, settings, tiny_model
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from models import tiny_of_type
+from peft import LoraConfig
+from transformers import AttentionInterface
+from transformers.integrations import flash_attention
+from trl.experimental.orpo import ORPOConfig as TRLConfig
+from trl.experimental.orpo import ORPOTrainer as TRLTrainer
+
+import orpo_trl.attention
+from orpo_trl import ORPOTrainer
+from orpo_trl.attention import EXACT_MODEL_TYPES, enable_packed_rows, reading_packed_row, why_not_exact
+from orpo_trl.batch import MODEL_INPUTS, PairCollator, nll_sum, pair_logps
+from orpo_trl.losses import log_odds_ratio, odds_ratio_loss
+
+BETA = 0.5
+# The models that issue reports and papers of ORPO name, tested on more pairs than the rest.
+COMMON = {
+    "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gpt_oss", "llama", "mistral", "mixtral", "opt", "phi", "phi3", "qwen2",
+    "qwen2_moe", "qwen3", "qwen3_moe",
+}  # fmt: skip
+TOKEN = st.integers(3, 98)
+
+
+def ids(least: int, most: int):
+    return st.lists(TOKEN, min_size=least, max_size=most)
+
+
+@st.composite
+def pair_lists(draw, nll_only: bool = True):
+    """1 to 4 pairs: prompts from 1 token to most of the row, answers of 1 token, prompts that several pairs have."""
+    prompts = draw(st.lists(st.one_of(ids(1, 1), ids(2, 10), ids(20, 30)), min_size=1, max_size=2))
+    pairs = []
+    for _ in range(draw(st.integers(1, 4))):
+        response = st.one_of(ids(1, 1), ids(2, 12))
+        rejected = draw(st.none() | response if nll_only else response)
+        prompt = draw(st.sampled_from(prompts))
+        pairs.append({"prompt_ids": prompt, "chosen_ids": draw(response), "rejected_ids": rejected})
+    return pairs
+
+
+def gradients(loss: torch.Tensor, model) -> torch.Tensor:
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    found = torch.autograd.grad(loss, weights, allow_unused=True)
+    return torch.cat([gradient.flatten() for gradient in found if gradient is not None])
+
+
+def token_logps(model, batch: dict) -> torch.Tensor:
+    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch and name != "shift_labels"}
+    with reading_packed_row() if "segments" in batch else nullcontext():
+        logits = model(**inputs, use_cache=False).logits.float()
+    labels = batch["shift_labels"]
+    logps = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    return logps.masked_fill(labels == -100, 0)
+
+
+def loss_of(model, pairs: list[dict], layout: str) -> torch.Tensor:
+    batch = PairCollator(0, layout=layout)(pairs)
+    logps = token_logps(model, batch)
+    odds_ratio = odds_ratio_loss(log_odds_ratio(*pair_logps(logps, batch))).sum() / max(batch["num_pairs"], 1)
+    return nll_sum(logps, batch) / batch["num_nll_units"] + BETA * odds_ratio
+
+
+def assert_same(loss, gradient, other_loss, other_gradient):
+    assert loss.item() == pytest.approx(other_loss.item(), rel=1e-5)
+    assert (gradient - other_gradient).norm() <= 1e-4 * other_gradient.norm()
+
+
+@functools.cache
+def model_of_type(model_type: str):
+    """The model, and the same one reading packed rows."""
+    model = tiny_of_type(model_type)
+    packed = copy.deepcopy(model)
+    enable_packed_rows(packed)
+    return model, packed
+
+
+# ---- Exact -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", sorted(EXACT_MODEL_TYPES))
+def test_packed_rows_equal_padded_ones(model_type):
+    model, packed = model_of_type(model_type)
+    assert why_not_exact(model) is None
+
+    @hypothesis_settings(max_examples=8 if model_type in COMMON else 3)
+    @given(pair_lists())
+    def check(pairs):
+        loss = loss_of(packed, pairs, "shared_prefix")
+        expected = loss_of(model, pairs, "padded")
+        assert_same(loss, gradients(loss, packed), expected, gradients(expected, model))
+
+    check()
+
+
+@functools.cache
+def trl_trainer(folder) -> TRLTrainer:
+    args = TRLConfig(str(folder), use_cpu=True, bf16=False, report_to="none", beta=BETA)
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "recipes" / "quickstart" / "model")
+    return TRLTrainer(tiny_model(), args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+
+
+def trl_batch(pairs: list[dict]) -> dict[str, torch.Tensor]:
+    batch = {}
+    for side in ("chosen", "rejected"):
+        rows = [(pair["prompt_ids"], pair[f"{side}_ids"]) for pair in pairs]
+        longest = max(len(prompt + response) for prompt, response in rows)
+
+        def padded(values, filling, longest=longest):
+            return torch.tensor([row + [filling] * (longest - len(row)) for row in values])
+
+        batch[f"{side}_input_ids"] = padded([prompt + response for prompt, response in rows], 0)
+        batch[f"{side}_labels"] = padded([[-100] * len(prompt) + response for prompt, response in rows], -100)
+        batch[f"{side}_attention_mask"] = padded([[1] * len(prompt + response) for prompt, response in rows], 0)
+    return batch
+
+
+@pytest.mark.parametrize("model_type", sorted(COMMON))
+def test_packed_rows_equal_trl(model_type, tmp_path_factory):
+    trl = trl_trainer(tmp_path_factory.getbasetemp())
+    model, packed = model_of_type(model_type)
+
+    @hypothesis_settings(max_examples=3)
+    @given(pair_lists(nll_only=False))
+    def check(pairs):
+        loss = loss_of(packed, pairs, "shared_prefix")
+        expected, _ = trl.get_batch_loss_metrics(model, trl_batch(pairs), train_eval="train")
+        assert_same(loss, gradients(loss, packed), expected, gradients(expected, model))
+
+    check()
+
+
+PAIRS = [
+    {"prompt_ids": [5], "chosen_ids": [7, 8, 9], "rejected_ids": [9]},
+    {"prompt_ids": list(range(10, 35)), "chosen_ids": [40], "rejected_ids": list(range(50, 60))},
+    {"prompt_ids": list(range(10, 35)), "chosen_ids": list(range(60, 72)), "rejected_ids": list(range(50, 53))},
+    {"prompt_ids": [11, 12, 13], "chosen_ids": [41, 42], "rejected_ids": None},
+]
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe", "qwen3_moe"])
+@pytest.mark.parametrize("pairs", [PAIRS[:3], PAIRS[3:], []])
+def test_load_balancing_weighs_tokens_as_padded_rows_do(model_type, pairs, tokenizer, tmp_path):
+    found = []
+    for layout in ("padded", "shared_prefix"):
+        model = tiny_of_type(model_type, output_router_logits=True, router_aux_loss_coef=0.1, vocab_size=768)
+        options = {"pair_layout": layout, "beta": BETA}
+        trainer = ORPOTrainer(
+            model, settings(tmp_path, **options), train_dataset=make_dataset(4), processing_class=tokenizer
+        )
+        loss = trainer.compute_loss(trainer.model, trainer.data_collator(pairs))
+        found.append((loss, gradients(loss, trainer.model)))
+    if pairs:
+        assert_same(*found[1], *found[0])
+    else:
+        assert all((gradient == 0).all() for _, gradient in found)
+
+
+@pytest.mark.parametrize("options", [
+    {},
+    {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+    {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
+    {"pad_to_multiple_of": 64},
+    {"nll_scope": "completion", "nll_reduction": "sequence_mean"},
+])  # fmt: skip
+@pytest.mark.parametrize("lora", [False, True])
+def test_training_is_the_same_in_both_layouts(options, lora, tokenizer, tmp_path):
+    runs = {}
+    for layout in ("padded", "shared_prefix"):
+        trainer = ORPOTrainer(
+            tiny_model(sliding_window=7),
+            settings(tmp_path, pair_layout=layout, max_steps=4, train_sampling_strategy="random", **options),
+            train_dataset=make_dataset(13, nll_only_every=5),
+            eval_dataset=make_dataset(5, seed=1),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None,
+        )
+        trainer.train()
+        runs[layout] = [*(log for log in trainer.state.log_history if "loss" in log), trainer.evaluate()]
+    for log, expected in zip(runs["shared_prefix"], runs["padded"], strict=True):
+        for name in set(expected) - {name for name in expected if name.endswith(("runtime", "per_second"))}:
+            assert log[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-5), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_torch_compile_trains_the_same(checkpointing, tokenizer, tmp_path):
+    logs = []
+    for compiled in (False, True):
+        trainer = ORPOTrainer(
+            tiny_model(sliding_window=7),
+            settings(tmp_path, torch_compile=compiled, max_steps=3, gradient_checkpointing=checkpointing),
+            train_dataset=make_dataset(12),
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        logs.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
+    assert logs[1] == pytest.approx(logs[0], rel=1e-4)
+
+
+def test_bf16_is_as_near_to_fp32_as_padded_rows_are():
+    model = tiny_model(99, sliding_window=7)
+    packed = copy.deepcopy(model)
+    enable_packed_rows(packed)
+    reference = gradients(loss_of(model, PAIRS, "padded"), model)
+    errors = {}
+    for name, half, layout in (("padded", model, "padded"), ("packed", packed, "shared_prefix")):
+        half = half.bfloat16()
+        loss = loss_of(half, PAIRS, layout)
+        errors[name] = (gradients(loss, half).float() - reference).norm() / reference.norm()
+    assert errors["packed"] < max(2 * errors["padded"], 0.03)
+
+
+# ---- Kernels that a CPU does not have, replaced by what their documentation says ----------------------------------------
+
+
+def reference_varlen(query, key, value, query_ends, key_ends, scale, window):
+    """`[tokens, heads, dim]`, float64: each segment alone, causal and aligned at its end, `window` keys to the left."""
+    outputs = []
+    for (a, b), (c, d) in zip(*(zip(e[:-1], e[1:], strict=True) for e in (query_ends, key_ends)), strict=True):
+        q, k, v = (x.double() for x in (query[a:b], key[c:d], value[c:d]))
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+        distance = torch.arange(b - a)[:, None] + (d - c) - (b - a) - torch.arange(d - c)
+        hidden = (distance < 0) | (distance > window if window >= 0 else False)
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v))
+    return torch.cat(outputs).to(query.dtype)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "gpt2", "qwen2"])
+def test_one_variable_length_call_reads_all_segments(model_type, monkeypatch):
+    """The call that CUDA gets, on a kernel written out from torch.nn.attention.varlen's documentation."""
+
+    def varlen_attn(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
+        assert (cu_q.dtype, cu_k.dtype) == (torch.int32, torch.int32)
+        assert max_q == cu_q.diff().max()
+        assert max_k == cu_k.diff().max()
+        assert enable_gqa == (query.shape[1] != key.shape[1])
+        assert window_size[1] == 0
+        return reference_varlen(query, key, value, cu_q.tolist(), cu_k.tolist(), scale, window_size[0])
+
+    monkeypatch.setattr(orpo_trl.attention, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(orpo_trl.attention, "_varlen_is_exact", lambda *args, **kwargs: True)
+    model, packed = model_of_type(model_type)
+    loss, expected = loss_of(packed, PAIRS, "shared_prefix"), loss_of(model, PAIRS, "padded")
+    assert_same(loss, gradients(loss, packed), expected, gradients(expected, model))
+
+
+def test_flash_attention_of_transformers_reads_all_segments(monkeypatch):
+    """`attn_implementation: flash_attention_2` and kernels of the Hub, up to transformers' call of the kernel."""
+
+    def forward(query, key, value, mask, softmax_scale, sliding_window, cu_seq_lens_q, cu_seq_lens_k, **kwargs):
+        assert mask is None
+        assert kwargs["is_causal"]
+        window = -1 if sliding_window is None else sliding_window - 1
+        ends = cu_seq_lens_q.tolist(), cu_seq_lens_k.tolist()
+        assert kwargs["max_length_q"] == cu_seq_lens_q.diff().max()
+        assert kwargs["max_length_k"] == cu_seq_lens_k.diff().max()
+        return reference_varlen(query[0], key[0], value[0], *ends, softmax_scale, window)[None]
+
+    model, packed = tiny_of_type("mistral"), tiny_of_type("mistral")
+    name = "flash_attention_2"
+    before = AttentionInterface()[name]
+    packed.config._attn_implementation = name
+    monkeypatch.setattr(flash_attention, "_flash_attention_forward", forward)
+    try:
+        assert why_not_exact(packed) is None
+        enable_packed_rows(packed)
+        loss, expected = loss_of(packed, PAIRS, "shared_prefix"), loss_of(model, PAIRS, "padded")
+    finally:
+        AttentionInterface.register(name, before)
+    assert_same(loss, gradients(loss, packed), expected, gradients(expected, model))
+
+
+def test_autocast_reaches_the_kernel():
+    """torch's autocast does not know the kernel, and rotary embeddings leave fp32 queries."""
+    query, value = torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16)
+    assert orpo_trl.attention._in_autocast_dtype(query, value) == (query, value)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [x.dtype for x in orpo_trl.attention._in_autocast_dtype(query, value)] == [torch.bfloat16] * 2
+
+
+# ---- Calls without segments ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "gemma2", "gpt2", "gpt_oss"])
+def test_generation_is_the_models_own(model_type):
+    model, packed = model_of_type(model_type)
+    rows = torch.tensor([[0, 0, 5, 6, 7, 8, 9, 10, 11, 12], [20, 21, 22, 23, 24, 25, 26, 27, 28, 29]])
+    inputs = {"input_ids": rows, "attention_mask": (rows != 0).long()}
+    torch.testing.assert_close(packed(**inputs).logits, model(**inputs).logits, rtol=0, atol=0)
+    generated = [m.generate(**inputs, max_new_tokens=8, do_sample=False) for m in (packed, model)]
+    assert generated[0].tolist() == generated[1].tolist()
+
+
+def test_saved_config_is_the_models_own(tmp_path):
+    model, packed = model_of_type("mistral")
+    for name, saved in (("own", model), ("packed", packed)):
+        saved.save_pretrained(tmp_path / name)
+    assert (tmp_path / "own/config.json").read_text() == (tmp_path / "packed/config.json").read_text()
+
+
+def test_two_models_of_one_process_keep_their_own_attention():
+    """Registered under one name, the second model's eager attention would be the first one's."""
+    models = [tiny_of_type(name, attn_implementation="eager") for name in ("gemma2", "gpt_oss", "llama")]
+    expected = [loss_of(model, PAIRS, "padded") for model in models]
+    for model in models:
+        enable_packed_rows(model)
+    for model, loss in zip(models, expected, strict=True):
+        assert loss_of(model, PAIRS, "shared_prefix").item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+# ---- Refused ---------------------------------------------------------------------------------------------------------
+
+REFUSED = [
+    (lambda: tiny_of_type("mamba"), "`mamba`"),
+    (lambda: tiny_of_type("qwen3_next"), "`qwen3_next`"),
+    (lambda: tiny_of_type("jamba"), "`jamba`"),
+    (lambda: tiny_of_type("bloom"), "`bloom`"),
+    (lambda: tiny_of_type("qwen2_moe", use_sliding_window=True, sliding_window=6, max_window_layers=1), "window"),
+    (lambda: tiny_of_type("smollm3", use_sliding_window=False), "window into the mask"),
+    (lambda: tiny_of_type("gpt2", reorder_and_upcast_attn=True, attn_implementation="eager"), "reorder_and_upcast"),
+    (lambda: tiny_of_type("gemma3_text", use_bidirectional_attention=True), "use_bidirectional_attention"),
+    (lambda: tiny_of_type("llama", attn_implementation="flex_attention"), "flex_attention"),
+]
+
+
+@pytest.mark.parametrize(("build", "reason"), REFUSED, ids=[reason for _, reason in REFUSED])
+def test_models_that_are_not_exact_are_refused_by_name(build, reason):
+    assert reason in why_not_exact(build())
+
+
+def test_auto_falls_back_in_one_line_and_trains(tokenizer, tmp_path, caplog):
+    model = tiny_of_type("mamba", vocab_size=768)
+    trainer = ORPOTrainer(model, settings(tmp_path), train_dataset=make_dataset(8), processing_class=tokenizer)
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("orpo_trl")]
+    assert [line for line in lines if "padded" in line] == [
+        "Pairs are padded, and each prompt runs twice: MambaForCausalLM (model type `mamba`) is not known to read packed "
+        "rows exactly."
+    ]
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_asking_for_what_is_not_exact_is_an_error(tokenizer, tmp_path):
+    args = settings(tmp_path, pair_layout="shared_prefix")
+    with pytest.raises(ValueError, match="`pair_layout: shared_prefix`: MambaForCausalLM .* `auto`"):
+        ORPOTrainer(
+            tiny_of_type("mamba", vocab_size=768), args, train_dataset=make_dataset(8), processing_class=tokenizer
+        )
+
+
+def test_an_attention_changed_later_is_an_error_not_a_wrong_loss(tokenizer, tmp_path):
+    trainer = ORPOTrainer(tiny_model(), settings(tmp_path), train_dataset=make_dataset(8), processing_class=tokenizer)
+    trainer.model.set_attn_implementation("sdpa")
+    with pytest.raises(RuntimeError, match="`attn_implementation` was changed"):
+        trainer.train()
+
+
+# ---- The table of README.md ------------------------------------------------------------------------------------------
+
+
+def kinds(model_type: str) -> str:
+    """What the tiny model of this type has, by which README.md groups."""
+    config = tiny_of_type(model_type).config
+    if model_type == "gpt_oss":
+        return "windows, sinks, mixture of experts"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "windows, soft-capping"
+    has_experts = any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    names = [
+        "windows" if getattr(config, "sliding_window", None) else "",
+        "mixture of experts" if has_experts or "moe" in model_type else "",
+    ]
+    return ", ".join(filter(None, names)) or "full attention"
+
+
+def readme_table() -> str:
+    groups: dict[str, list[str]] = {}
+    for model_type in sorted(EXACT_MODEL_TYPES):
+        groups.setdefault(kinds(model_type), []).append(model_type)
+    lines = [f"| {kind} | {', '.join(types)} |" for kind, types in sorted(groups.items())]
+    return "\n".join(["| attention | model types that read packed rows exactly |", "| --- | --- |", *lines])
+
+
+def test_readme_lists_the_models():
+    assert readme_table() in (REPOSITORY / "README.md").read_text(), f"README.md should hold:\n{readme_table()}"
