@@ -195,7 +195,9 @@ def _by_segment(attention, module, query, key, value, segments, sliding_window=N
     """Each segment through the model's own attention, with the mask that it would have in a row of its own."""
     query_lengths, key_lengths = segments["query_lengths"], segments["key_lengths"]
     outputs = []
-    for parts in zip(query.split(query_lengths, 2), key.split(key_lengths, 2), value.split(key_lengths, 2), strict=True):
+    for parts in zip(
+        query.split(query_lengths, 2), key.split(key_lengths, 2), value.split(key_lengths, 2), strict=True
+    ):
         queries, keys = parts[0].shape[2], parts[1].shape[2]
         is_causal = queries == keys and (sliding_window is None or keys <= sliding_window)
         if is_causal and attention is AttentionInterface()["sdpa"]:

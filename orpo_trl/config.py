@@ -10,6 +10,7 @@ from trl import ModelConfig, SFTConfig
 NLL_SCOPES = ("sequence", "completion")
 NLL_REDUCTIONS = ("token_mean", "micro_batch_mean", "sequence_mean", "max_length")
 PAIR_LAYOUTS = ("auto", "shared_prefix", "padded")
+SAMPLING_STRATEGIES = ("auto", "random", "sequential", "group_by_length", "batch_rebalance")
 MALFORMED_ACTIONS = ("error", "drop")
 
 # Arguments that SFTConfig inherits or defines and that mean nothing for preference pairs, with what to use instead.
@@ -41,8 +42,9 @@ class ORPOConfig(SFTConfig):
     """Settings of `ORPOTrainer`: those of ORPO below, and every one of `trl.SFTConfig` that means something for pairs.
 
     Takes every argument of TRL 1.16's `trl.experimental.orpo.ORPOConfig`. Defaults that differ from `SFTConfig`:
-    `learning_rate` 5e-6 (the paper's code) instead of 2e-5, and `logging_nan_inf_filter` off, because it hides a
-    non-finite loss as 0.0 and costs a device synchronisation per micro-batch.
+    `learning_rate` 5e-6 (the paper's code) instead of 2e-5; `train_sampling_strategy` 'auto', which balances the tokens of
+    ranks; and `logging_nan_inf_filter` off, because it hides a non-finite loss as 0.0 and costs a device synchronisation
+    per micro-batch.
 
     Raises:
         ValueError: listing every argument that is out of range, contradictory, or without meaning for pairs.
@@ -99,7 +101,7 @@ class ORPOConfig(SFTConfig):
             "help": "Order of the training rows: 'random', 'sequential', 'group_by_length', or 'batch_rebalance': "
             "random, with the rows of each optimiser step dealt so that ranks and accumulation steps have alike many "
             "tokens. 'auto': batch_rebalance, or random where the loss depends on which rows share a micro-batch.",
-            "choices": ["auto", "random", "sequential", "group_by_length", "batch_rebalance"],
+            "choices": list(SAMPLING_STRATEGIES),
         },
     )
     max_length: int | None = field(
@@ -162,11 +164,17 @@ class ORPOConfig(SFTConfig):
             ("nll_scope", NLL_SCOPES),
             ("nll_reduction", NLL_REDUCTIONS),
             ("pair_layout", PAIR_LAYOUTS),
+            ("train_sampling_strategy", SAMPLING_STRATEGIES),
             ("on_malformed", MALFORMED_ACTIONS),
         ):
             if getattr(self, name) not in allowed:
                 problems.append(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name, least in (("max_length", 2), ("max_prompt_length", 1), ("max_completion_length", 1), ("max_tokens_per_micro_batch", 1)):
+        for name, least in (
+            ("max_length", 2),
+            ("max_prompt_length", 1),
+            ("max_completion_length", 1),
+            ("max_tokens_per_micro_batch", 1),
+        ):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
                 problems.append(f"`{name}` must be at least {least} tokens, or None for no limit; got {value!r}")

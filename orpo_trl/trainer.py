@@ -464,7 +464,9 @@ def _check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for
     if first is None:
         raise ValueError("The train dataset has no rows.")
     if isinstance(train_dataset, IterableDataset) and args.train_sampling_strategy not in (
-        "auto", "random", "sequential"
+        "auto",
+        "random",
+        "sequential",
     ):
         strategy = args.train_sampling_strategy
         raise ValueError(f"`train_sampling_strategy: {strategy}` needs all lengths; a stream is read in its order.")

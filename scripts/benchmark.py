@@ -68,9 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         progress.advance(task)
         for batch, side in plan:
             progress.update(task, description=f"{side}, {batch} pairs")
-            found.setdefault((batch, side), []).append(
-                run_measurement({**settings, "batch_size": batch, "side": side})
-            )
+            found.setdefault((batch, side), []).append(run_measurement({**settings, "batch_size": batch, "side": side}))
             progress.advance(task)
     report = {
         "date": time.strftime("%Y-%m-%d"),
@@ -103,9 +101,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=1000, help="of the data, from its start (default: %(default)s)")
     parser.add_argument("--optim", default="adamw_torch", help="of TrainingArguments (default: %(default)s)")
-    parser.add_argument(
-        "--gradient-checkpointing", action="store_true", help="recompute activations, on every side"
-    )
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations, on every side")
     parser.add_argument("--without", nargs="+", choices=SIDES, default=[], metavar="SIDE", help="leave sides out")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the results here")
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # one measurement, in a process of its own

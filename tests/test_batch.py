@@ -1,4 +1,4 @@
-"""The padded batch against sums written out row by row, and the sampler's promise that each row is used once."""
+"""Both layouts against sums written out row by row, and the samplers' promise that each row is used once."""
 
 import itertools
 
@@ -8,7 +8,16 @@ from datasets import IterableDataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orpo_trl.batch import COUNTS, GlobalBatchSampler, PairCollator, StreamedBatches, nll_sum, pair_logps
+from orpo_trl.batch import (
+    COUNTS,
+    GlobalBatchSampler,
+    PairCollator,
+    StreamedBatches,
+    TokenBudget,
+    micro_batches,
+    nll_sum,
+    pair_logps,
+)
 
 IDS = st.lists(st.integers(0, 99), min_size=1, max_size=12)
 EXAMPLES = st.lists(
@@ -16,6 +25,7 @@ EXAMPLES = st.lists(
 )
 REDUCTIONS = ["token_mean", "micro_batch_mean", "sequence_mean", "max_length"]
 MAX_LENGTH = 40
+LAYOUTS = st.sampled_from(["padded", "shared_prefix"])
 
 
 def token_logp(context: int, token: int) -> float:
@@ -38,9 +48,15 @@ def row_logps(prompt: list[int], response: list[int], scope: str) -> list[float]
     return [token_logp(ids[k - 1], ids[k]) for k in range(first, len(ids))]
 
 
-@given(EXAMPLES, st.sampled_from(["sequence", "completion"]), st.sampled_from(REDUCTIONS), st.sampled_from([None, 8]))
-def test_nll_equals_its_definition(examples, scope, reduction, multiple):
-    batch = PairCollator(0, scope, reduction, MAX_LENGTH, multiple)(examples)
+@given(
+    EXAMPLES,
+    st.sampled_from(["sequence", "completion"]),
+    st.sampled_from(REDUCTIONS),
+    st.sampled_from([None, 8]),
+    LAYOUTS,
+)
+def test_nll_equals_its_definition(examples, scope, reduction, multiple, layout):
+    batch = PairCollator(0, scope, reduction, MAX_LENGTH, multiple, layout)(examples)
     rows = [row_logps(e["prompt_ids"], e["chosen_ids"], scope) for e in examples]
     expected = {
         "token_mean": -sum(map(sum, rows)),
@@ -54,9 +70,9 @@ def test_nll_equals_its_definition(examples, scope, reduction, multiple):
     assert batch["num_nll_tokens"] == sum(map(len, rows))
 
 
-@given(EXAMPLES, st.sampled_from(["sequence", "completion"]))
-def test_pair_logps_are_the_means_over_the_responses(examples, scope):
-    batch = PairCollator(0, scope)(examples)
+@given(EXAMPLES, st.sampled_from(["sequence", "completion"]), LAYOUTS)
+def test_pair_logps_are_the_means_over_the_responses(examples, scope, layout):
+    batch = PairCollator(0, scope, layout=layout)(examples)
     chosen, rejected = pair_logps(fake_logps(batch), batch)
     pairs = [e for e in examples if e["rejected_ids"] is not None]
     for logps, name in ((chosen, "chosen_ids"), (rejected, "rejected_ids")):
@@ -76,15 +92,69 @@ def test_rows_hold_the_texts_and_nothing_else(examples):
     assert batch["num_tokens"] == sum(map(len, expected))
 
 
-def test_no_floating_point_tensor_is_handed_to_deepspeed():
+@given(EXAMPLES, st.sampled_from([None, 8]))
+def test_packed_row_computes_each_prompt_once_and_lets_both_responses_see_it(examples, multiple):
+    """From the segments alone: the keys that each query reads spell the row that it stands in, up to itself."""
+    batch = PairCollator(99, pad_to_multiple_of=multiple, layout="shared_prefix")(examples)
+    segments, ids, positions = batch["segments"], batch["input_ids"][0].tolist(), batch["position_ids"][0].tolist()
+    queries, keys = (torch.tensor(range(len(ids))).split(segments["query_lengths"]), segments["key_index"])
+    read = [[(ids[key], positions[key]) for key in part.tolist()] for part in keys.split(segments["key_lengths"])]
+    pairs = [e for e in examples if e["rejected_ids"] is not None]
+    chosen = pairs + [e for e in examples if e["rejected_ids"] is None]
+    expected = [e["prompt_ids"] + e["chosen_ids"] for e in chosen] + [
+        e["prompt_ids"] + e["rejected_ids"] for e in pairs
+    ]
+    assert read[: len(expected)] == [[(token, k) for k, token in enumerate(row)] for row in expected]
+    for part, row in zip(queries, read, strict=True):  # a segment's queries are its last keys
+        assert [(ids[query], positions[query]) for query in part] == row[len(row) - len(part) :]
+
+    shared = sum(len(e["prompt_ids"]) - 1 for e in pairs)
+    tokens = sum(map(len, expected)) - shared
+    assert len(ids) - tokens == (-tokens % (multiple or 1) if tokens else multiple or 1)
+    if examples:
+        assert batch["attention_mask"].sum() == sum(map(len, expected))
+    for name, lengths in (("query", segments["query_lengths"]), ("key", segments["key_lengths"])):
+        assert segments[f"{name}_ends"].tolist() == [0, *itertools.accumulate(lengths)]
+        assert segments[f"longest_{name}"] == max(lengths)
+
+
+@given(EXAMPLES.filter(len), st.sampled_from([None, 8]), LAYOUTS)
+def test_positions_are_counted_without_making_the_batch(examples, multiple, layout):
+    collator = PairCollator(0, pad_to_multiple_of=multiple, layout=layout)
+    assert collator.positions(examples) == collator(examples)["input_ids"].numel()
+
+
+@given(EXAMPLES, st.integers(1, 80), LAYOUTS)
+def test_budget_splits_the_rows_and_nothing_else(examples, budget, layout):
+    collator = PairCollator(0, layout=layout)
+    whole, parts = collator(examples), micro_batches(TokenBudget(collator, budget)(examples))
+    for name in COUNTS[:-1]:
+        assert sum(part[name] for part in parts) == whole[name]
+    assert sum(nll_sum(fake_logps(part), part).item() for part in parts) == pytest.approx(
+        nll_sum(fake_logps(whole), whole).item(), abs=1e-9
+    )
+    for part in parts:
+        rows = len(part["completion_lengths"]) - part["num_pairs"]
+        assert part["input_ids"].numel() <= budget or rows <= 1
+    # No two parts would have fitted into one.
+    sizes = sorted(part["input_ids"].numel() for part in parts)
+    if layout == "shared_prefix" and len(parts) > 1:
+        assert sizes[0] + sizes[1] > budget
+
+
+@pytest.mark.parametrize("layout", ["padded", "shared_prefix"])
+def test_no_floating_point_tensor_is_handed_to_deepspeed(layout):
     """It would be cast to the model's dtype: 1/347 in bf16 is off by 0.2 %."""
-    batch = PairCollator(0)([{"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4]}])
-    assert not any(value.is_floating_point() for value in batch.values() if isinstance(value, torch.Tensor))
+    batch = PairCollator(0, layout=layout)([{"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4]}])
+    values = [*batch.values(), *batch.get("segments", {}).values()]
+    assert not any(value.is_floating_point() for value in values if isinstance(value, torch.Tensor))
 
 
-def test_a_rank_without_rows_gets_a_batch_that_nothing_scores():
-    batch = PairCollator(7)([])
+@pytest.mark.parametrize("layout", ["padded", "shared_prefix"])
+def test_a_rank_without_rows_gets_a_batch_that_nothing_scores(layout):
+    batch = PairCollator(7, layout=layout)([])
     assert (batch["shift_labels"] == -100).all()
+    assert (batch["attention_mask"] == 1).all()
     assert [batch[name] for name in COUNTS] == [0, 0, 0, 0, 0]
     logps = torch.zeros(batch["input_ids"].shape, requires_grad=True)
     chosen, rejected = pair_logps(logps, batch)
@@ -97,17 +167,19 @@ STRATEGIES = ["random", "sequential", "group_by_length", "batch_rebalance"]
 
 @given(
     st.integers(1, 60), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.sampled_from(STRATEGIES),
-    st.integers(0, 2),
+    st.integers(0, 2), st.booleans(),
 )  # fmt: skip
 def test_each_row_is_dealt_once_and_to_the_step_that_one_process_puts_it_in(
-    rows, batch_size, ranks, accumulation, strategy, epoch
+    rows, batch_size, ranks, accumulation, strategy, epoch, is_padded
 ):
     lengths = [(7 * i) % 13 + 1 for i in range(rows)]
 
     def steps(ranks: int, accumulation: int, batch_size: int) -> list[list[int]]:
         micro_batches = []
         for rank in range(ranks):
-            sampler = GlobalBatchSampler(lengths, batch_size, ranks, rank, accumulation, strategy, seed=3)
+            sampler = GlobalBatchSampler(
+                lengths, batch_size, ranks, rank, accumulation, strategy, seed=3, is_padded=is_padded
+            )
             sampler.set_epoch(epoch)
             micro_batches.append(list(sampler))
             assert len(micro_batches[-1]) == len(sampler)
@@ -126,6 +198,18 @@ def test_stream_is_dealt_once_and_in_as_many_micro_batches_to_each_rank(rows, ba
     slots = [sum(slot, []) for slot in zip(*parts, strict=True)]
     assert [row["row"] for slot in slots for row in slot] == list(range(rows))
     assert all(len(slot) == batch_size * ranks for slot in slots[:-1])
+
+
+@given(st.lists(st.integers(1, 50), min_size=48, max_size=48), st.integers(1, 4), st.integers(1, 3))
+def test_rebalancing_evens_out_the_tokens_of_ranks_and_steps(lengths, ranks, accumulation):
+    loads = []
+    for rank in range(ranks):
+        sampler = GlobalBatchSampler(
+            lengths, 48 // (ranks * accumulation), ranks, rank, accumulation, "batch_rebalance", is_padded=False
+        )
+        loads += [sum(lengths[row] for row in rows) for rows in sampler]
+    # Longest first leaves no two groups further apart than one row, the shortest that could have moved.
+    assert max(loads) - min(loads) <= max(lengths)
 
 
 def test_endless_stream_starts_again_and_is_never_short():

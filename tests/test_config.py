@@ -12,7 +12,7 @@ def test_takes_every_argument_of_trl_with_its_default(tmp_path):
     trl = {f.name: f for f in dataclasses.fields(TRLConfig)}
     assert set(trl) <= set(own)
     differing = {name for name in trl if own[name].default != trl[name].default}
-    assert differing == {"learning_rate", "logging_nan_inf_filter"}
+    assert differing == {"learning_rate", "logging_nan_inf_filter", "train_sampling_strategy"}
 
 
 def test_learning_rate_is_the_papers(tmp_path):
@@ -78,6 +78,13 @@ def test_every_argument_of_sft_is_known(tmp_path):
         ({"max_length": 1}, "`max_length` must be at least 2 tokens"),
         ({"max_prompt_length": 0}, "`max_prompt_length` must be at least 1"),
         ({"nll_reduction": "max_length", "max_length": None}, "`max_length` is None"),
+        ({"pair_layout": "packed"}, "`pair_layout` must be one of auto, shared_prefix, padded, got 'packed'"),
+        ({"train_sampling_strategy": "sorted"}, "`train_sampling_strategy` must be one of auto, random, "),
+        ({"max_tokens_per_micro_batch": 0}, "`max_tokens_per_micro_batch` must be at least 1 tokens"),
+        (
+            {"max_tokens_per_micro_batch": 4096, "nll_reduction": "micro_batch_mean"},
+            "`max_tokens_per_micro_batch` would change the loss of `nll_reduction: micro_batch_mean`",
+        ),
         ({"on_malformed": "ignore"}, "`on_malformed` must be one of error, drop"),
     ],
 )

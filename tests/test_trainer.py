@@ -74,11 +74,19 @@ def test_step_equals_the_paper_in_float64(tokenizer, tmp_path, scope, reduction)
 def test_weights_logs_and_metrics_do_not_depend_on_the_split(tokenizer, tmp_path):
     """TRL's mean of means gives 5.6635 or 5.6483 for the same rows (known failure 5)."""
     runs = []
-    for batch_size, accumulation in ((8, 1), (1, 8), (2, 4)):
+    splits = [
+        (8, 1, {}),
+        (1, 8, {}),
+        (2, 4, {}),
+        (8, 1, {"max_tokens_per_micro_batch": 60}),
+        (4, 2, {"max_tokens_per_micro_batch": 60, "pair_layout": "padded"}),
+        (4, 2, {"train_sampling_strategy": "random"}),
+    ]
+    for batch_size, accumulation, options in splits:
         model = tiny_model()
         trainer = train(
             model, tokenizer, make_dataset(21, nll_only_every=4), tmp_path, max_steps=-1, num_train_epochs=2,
-            per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
+            per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation, **options,
         )  # fmt: skip
         runs.append((train_logs(trainer), model.state_dict()))
     (logs, weights), *others = runs
@@ -89,6 +97,24 @@ def test_weights_logs_and_metrics_do_not_depend_on_the_split(tokenizer, tmp_path
                 assert other[name] == pytest.approx(entry[name], rel=1e-5, abs=1e-5), name
         for name, weight in weights.items():
             torch.testing.assert_close(other_weights[name], weight, rtol=1e-5, atol=1e-5)
+
+
+def test_a_pair_over_the_budget_is_named_and_trained(tokenizer, tmp_path, caplog):
+    train(tiny_model(), tokenizer, make_dataset(8), tmp_path, max_tokens_per_micro_batch=20)
+    (warning,) = [record.getMessage() for record in caplog.records if "micro-batch of its own" in record.getMessage()]
+    assert "`max_tokens_per_micro_batch: 20`" in warning
+
+
+@pytest.mark.parametrize(("options", "expected"), [
+    ({}, "batch_rebalance"),
+    ({"nll_reduction": "micro_batch_mean"}, "random"),
+    ({"train_sampling_strategy": "random"}, "random"),
+])  # fmt: skip
+def test_steps_are_balanced_where_the_loss_does_not_depend_on_it(options, expected, tokenizer, tmp_path):
+    trainer = ORPOTrainer(
+        tiny_model(), settings(tmp_path, **options), train_dataset=make_dataset(8), processing_class=tokenizer
+    )
+    assert trainer._get_train_sampler().strategy == expected
 
 
 def test_logging_windows_are_weighted_over_their_steps(tokenizer, tmp_path):

@@ -24,26 +24,44 @@ TWO = {**JOB["config"], "per_device_train_batch_size": 2, "gradient_accumulation
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    tiny_model().save_pretrained(folder)
+    tiny_model(sliding_window=7).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def one_process(base, tmp_path_factory):
-    return train({**JOB, "model": base, "output_dir": tmp_path_factory.mktemp("one")})
+    """With padded rows, where the engines pack them: layouts and engines in one comparison."""
+    config = {**JOB["config"], "pair_layout": "padded"}
+    return train({**JOB, "config": config, "model": base, "output_dir": tmp_path_factory.mktemp("one")})
 
 
 def curve(result: dict, name: str) -> list[float]:
     return [entry[name] for entry in result["history"] if "loss" in entry]
 
 
+# The rows of a rank in one micro-batch, which the budget splits into more where they are long.
+BUDGET = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_tokens_per_micro_batch": 70}
+CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+slow = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    "engine",
-    ["zero3", "fsdp2", pytest.param("zero2", marks=pytest.mark.slow), pytest.param("ddp", marks=pytest.mark.slow)],
+    ("engine", "options"),
+    [
+        ("zero3", {}),
+        ("fsdp2", {}),
+        ("zero3", BUDGET),
+        pytest.param("zero3", CHECKPOINTING, marks=slow),
+        pytest.param("fsdp2", {**BUDGET, **CHECKPOINTING}, marks=slow),
+        pytest.param("zero2", {}, marks=slow),
+        pytest.param("zero2", BUDGET, marks=slow),
+        pytest.param("ddp", {}, marks=slow),
+        pytest.param("ddp", BUDGET, marks=slow),
+    ],
 )
-def test_engine_follows_one_process(engine, base, one_process, tmp_path):
+def test_engine_follows_one_process(engine, options, base, one_process, tmp_path):
     """20 steps; split invariance over ranks and accumulation, and the saved model, come with it."""
-    job = {**JOB, "config": TWO, "model": base, "output_dir": tmp_path / "two"}
+    job = {**JOB, "config": {**TWO, **options}, "model": base, "output_dir": tmp_path / "two"}
     (tmp_path / "two").mkdir()
     result = train({**job, "fsdp": engine == "fsdp2"}, engine if engine == "ddp" else cpu_engine(engine, tmp_path))
     assert result["ranks"] == 2

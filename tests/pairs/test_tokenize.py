@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from orpo_trl.pairs import tokenize as tokenization
 from orpo_trl.pairs.tokenize import (
     CUT_TIE,
     EMPTY_CHOSEN,
@@ -192,14 +193,20 @@ def test_wrong_token_ids_are_malformed(tokenizer, ids, received):
 def test_each_text_is_encoded_once_and_in_one_call(tokenizer, monkeypatch):
     """TRL calls the tokenizer five times a row (known failure 19)."""
     calls = []
-    call = type(tokenizer).__call__
-    monkeypatch.setattr(
-        type(tokenizer), "__call__", lambda self, text, **kwargs: calls.append(text) or call(self, text, **kwargs)
-    )
+    encode = tokenization._encode
+    monkeypatch.setattr(tokenization, "_encode", lambda texts, own: calls.append(texts) or encode(texts, own))
     batch = {"prompt": ["a", "b"], "chosen": [" c", " d"], "rejected": [" e", None]}
     tokenize_rows(batch, tokenizer, PairRules())
-    texts = [text for text in calls if isinstance(text, list)]
-    assert texts == [["a", "a c", "a e", "b", "b d"]]
+    assert calls == [["a", "a c", "a e", "b", "b d"]]
+
+
+def test_settings_of_the_tokenizer_file_cut_and_fill_nothing(tokenizer):
+    """Some tokenizer.json files hold a truncation and a padding, which transformers' own call turns off."""
+    texts = ["the cow says moo", "the"]
+    expected = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    tokenizer.backend_tokenizer.enable_truncation(2)
+    tokenizer.backend_tokenizer.enable_padding()
+    assert tokenization._encode(texts, tokenizer) == expected
 
 
 def test_batch_of_mixed_rows_keeps_their_order(tokenizer):
