@@ -13,9 +13,9 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
-# Model types of transformers for which tests/test_attention.py shows that the packed row gives the loss and gradients of
-# padded rows. Any other falls back to them: what mixes tokens in another way (a state carried along the row, positions
-# taken from the mask) would be silently wrong.
+# Model types of transformers for which tests/test_attention.py shows that the packed row gives the loss and the gradient
+# of padded rows. Any other falls back to them: what mixes tokens in another way (a state carried along the row,
+# positions taken from the mask) would be silently wrong.
 EXACT_MODEL_TYPES = frozenset(
     """
     apertus arcee aria_text cohere cohere2 deepseek_v2 deepseek_v3 ernie4_5 ernie4_5_moe exaone4 gemma gemma2
@@ -193,17 +193,16 @@ def _varlen(query, key, value, segments, scaling=None, sliding_window=None, **kw
 @torch.compiler.disable  # it would compile again for each new length
 def _by_segment(attention, module, query, key, value, segments, sliding_window=None, **kwargs) -> torch.Tensor:
     """Each segment through the model's own attention, with the mask that it would have in a row of its own."""
-    query_lengths, key_lengths = segments["query_lengths"], segments["key_lengths"]
+    queries = query.split(segments["query_lengths"], 2)
+    keys, values = (tensor.split(segments["key_lengths"], 2) for tensor in (key, value))
     outputs = []
-    for parts in zip(
-        query.split(query_lengths, 2), key.split(key_lengths, 2), value.split(key_lengths, 2), strict=True
-    ):
-        queries, keys = parts[0].shape[2], parts[1].shape[2]
-        is_causal = queries == keys and (sliding_window is None or keys <= sliding_window)
+    for parts in zip(queries, keys, values, strict=True):
+        query_length, key_length = parts[0].shape[2], parts[1].shape[2]
+        is_causal = query_length == key_length and (sliding_window is None or key_length <= sliding_window)
         if is_causal and attention is AttentionInterface()["sdpa"]:
             mask = None  # it is causal without, and faster
         else:
-            mask = _causal_mask(queries, keys, sliding_window, query)
+            mask = _causal_mask(query_length, key_length, sliding_window, query)
         outputs.append(attention(module, *parts, mask, sliding_window=sliding_window, **kwargs)[0])
     return torch.cat(outputs, dim=1)
 

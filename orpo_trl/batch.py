@@ -40,9 +40,9 @@ class PairCollator:
     - `input_ids`: for the model.
     - `attention_mask`: how many of the padded layout's tokens a token stands for: 0 for filling, 2 for a shared one,
       else 1. Models read it as a mask; the load-balancing loss of mixtures of experts weighs its means with it.
-    - `position_ids`, `segments`: in the shared_prefix layout alone. `segments` is a dict of `key_index` (`[keys]`: where
-      in the row each segment's keys are, segment after segment), `query_ends` and `key_ends` (`[segments + 1]`, int32,
-      from 0), and the same as Python ints: `query_lengths`, `key_lengths` (lists), `longest_query`, `longest_key`.
+    - `position_ids`, `segments`: in the shared_prefix layout alone. `segments` is a dict of `key_index` (`[keys]`:
+      where in the row each segment's keys are, segment after segment), `query_ends` and `key_ends` (`[segments + 1]`,
+      int32, from 0), and as Python ints `query_lengths`, `key_lengths` (lists), `longest_query`, `longest_key`.
     - `shift_labels`: the token that each position predicts, -100 where it is not scored.
     - `nll_divisors`: what the token's negative log-likelihood is divided by in the NLL term, 0 where the token is not
       part of it. The NLL term is the sum of the quotients over the optimiser step / `num_nll_units` of the step.

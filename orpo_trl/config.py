@@ -42,9 +42,9 @@ class ORPOConfig(SFTConfig):
     """Settings of `ORPOTrainer`: those of ORPO below, and every one of `trl.SFTConfig` that means something for pairs.
 
     Takes every argument of TRL 1.16's `trl.experimental.orpo.ORPOConfig`. Defaults that differ from `SFTConfig`:
-    `learning_rate` 5e-6 (the paper's code) instead of 2e-5; `train_sampling_strategy` 'auto', which balances the tokens of
-    ranks; and `logging_nan_inf_filter` off, because it hides a non-finite loss as 0.0 and costs a device synchronisation
-    per micro-batch.
+    `learning_rate` 5e-6 (the paper's code) instead of 2e-5; `train_sampling_strategy` 'auto', which balances the tokens
+    of ranks; and `logging_nan_inf_filter` off, because it hides a non-finite loss as 0.0 and costs a device
+    synchronisation per micro-batch.
 
     Raises:
         ValueError: listing every argument that is out of range, contradictory, or without meaning for pairs.
@@ -90,9 +90,9 @@ class ORPOConfig(SFTConfig):
     max_tokens_per_micro_batch: int | None = field(
         default=None,
         metadata={
-            "help": "Split the rows of a micro-batch (`per_device_train_batch_size`) into forward and backward passes of "
-            "at most this many tokens, filling included; a longer pair gets one of its own. The optimiser step and its "
-            "loss stay the same. None: one pass."
+            "help": "Split the rows of a micro-batch (`per_device_train_batch_size`) into forward and backward passes "
+            "of at most this many tokens, filling included; a longer pair gets one of its own. The optimiser step and "
+            "its loss stay the same. None: one pass."
         },
     )
     train_sampling_strategy: str = field(

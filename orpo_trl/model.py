@@ -62,8 +62,8 @@ def disable_dropout(model: torch.nn.Module) -> None:
 def shrink_head_tiles() -> None:
     """Let TRL's fused LM head compute tiles of logits that stay in a CPU's cache, in this process.
 
-    Its tiles are made for GPUs: 4,096 tokens by 32,768 fp32, of which it holds several at a time, are more than all logits
-    of many a batch, and take a CPU three times as long as small ones.
+    Its tiles are made for GPUs: 4,096 tokens by 32,768 fp32, of which it holds several at a time, are more than all
+    logits of many a batch, and take a CPU three times as long as small ones.
     """
     chunked_logprob.TOKEN_CHUNK_SIZE = 512
     trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = 8192  # the width, in tokens of the vocabulary; TRL has no setting for it

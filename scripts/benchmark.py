@@ -371,8 +371,8 @@ def show(report: dict, console: Console) -> None:
     rates = {side: preparation["rows"] / seconds for side, seconds in preparation["seconds"].items()}
     ours, theirs = rates[PACKED], rates[TRL]
     console.print(
-        f"Preparation of {preparation['rows']:,} rows in one process: ours {ours:,.0f} rows/s, TRL {theirs:,.0f} rows/s "
-        f"({ours / theirs:.1f} times)"
+        f"Preparation of {preparation['rows']:,} rows in one process: ours {ours:,.0f} rows/s, "
+        f"TRL {theirs:,.0f} rows/s ({ours / theirs:.1f} times)"
     )
 
 

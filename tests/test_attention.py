@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 from contextlib import nullcontext
 
 import pytest
@@ -26,8 +27,8 @@ from orpo_trl.losses import log_odds_ratio, odds_ratio_loss
 BETA = 0.5
 # The models that issue reports and papers of ORPO name, tested on more pairs than the rest.
 COMMON = {
-    "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gpt_oss", "llama", "mistral", "mixtral", "opt", "phi", "phi3", "qwen2",
-    "qwen2_moe", "qwen3", "qwen3_moe",
+    "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gpt_oss", "llama", "mistral", "mixtral", "opt", "phi", "phi3",
+    "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
 }  # fmt: skip
 TOKEN = st.integers(3, 98)
 
@@ -226,13 +227,13 @@ def test_bf16_is_as_near_to_fp32_as_padded_rows_are():
     assert errors["packed"] < max(2 * errors["padded"], 0.03)
 
 
-# ---- Kernels that a CPU does not have, replaced by what their documentation says ----------------------------------------
+# ---- Kernels that a CPU does not have, replaced by what their documentation says -------------------------------------
 
 
 def reference_varlen(query, key, value, query_ends, key_ends, scale, window):
     """`[tokens, heads, dim]`, float64: each segment alone, causal and aligned at its end, `window` keys to the left."""
     outputs = []
-    for (a, b), (c, d) in zip(*(zip(e[:-1], e[1:], strict=True) for e in (query_ends, key_ends)), strict=True):
+    for (a, b), (c, d) in zip(itertools.pairwise(query_ends), itertools.pairwise(key_ends), strict=True):
         q, k, v = (x.double() for x in (query[a:b], key[c:d], value[c:d]))
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         scores = torch.einsum("qhd,khd->hqk", q, k) * scale
@@ -350,8 +351,8 @@ def test_auto_falls_back_in_one_line_and_trains(tokenizer, tmp_path, caplog):
     trainer = ORPOTrainer(model, settings(tmp_path), train_dataset=make_dataset(8), processing_class=tokenizer)
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("orpo_trl")]
     assert [line for line in lines if "padded" in line] == [
-        "Pairs are padded, and each prompt runs twice: MambaForCausalLM (model type `mamba`) is not known to read packed "
-        "rows exactly."
+        "Pairs are padded, and each prompt runs twice: MambaForCausalLM (model type `mamba`) is not known to read "
+        "packed rows exactly."
     ]
     trainer.train()
     assert trainer.state.global_step == 2
@@ -359,7 +360,7 @@ def test_auto_falls_back_in_one_line_and_trains(tokenizer, tmp_path, caplog):
 
 def test_asking_for_what_is_not_exact_is_an_error(tokenizer, tmp_path):
     args = settings(tmp_path, pair_layout="shared_prefix")
-    with pytest.raises(ValueError, match="`pair_layout: shared_prefix`: MambaForCausalLM .* `auto`"):
+    with pytest.raises(ValueError, match=r"`pair_layout: shared_prefix`: MambaForCausalLM .* `auto`"):
         ORPOTrainer(
             tiny_of_type("mamba", vocab_size=768), args, train_dataset=make_dataset(8), processing_class=tokenizer
         )
