@@ -13,8 +13,8 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
-# Model types of transformers for which tests/test_attention.py shows that the packed row gives the loss and the gradient
-# of padded rows. Any other falls back to them: what mixes tokens in another way (a state carried along the row,
+# Model types of transformers for which tests/test_attention.py shows that the packed row gives the loss and gradient of
+# padded rows. Any other falls back to them: what mixes tokens in another way (a state carried along the row,
 # positions taken from the mask) would be silently wrong.
 EXACT_MODEL_TYPES = frozenset(
     """

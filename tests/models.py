@@ -7,7 +7,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 _SMALL = {
     "vocab_size": 99, "hidden_size": 32, "n_embd": 32, "word_embed_proj_dim": 32, "intermediate_size": 48,
     "ffn_dim": 48, "n_inner": 48, "num_hidden_layers": 2, "n_layer": 2, "num_attention_heads": 4, "n_head": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128, "n_positions": 128, "sliding_window": 6, "query_pre_attn_scalar": 8,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128, "n_positions": 128, "sliding_window": 6,
+    "query_pre_attn_scalar": 8,
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2,
     "moe_topk": 2, "moe_k": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "kv_lora_rank": 8,
     "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "n_group": 1, "topk_group": 1,

@@ -66,7 +66,7 @@ def token_logps(model, batch: dict) -> torch.Tensor:
 
 
 def loss_of(model, pairs: list[dict], layout: str) -> torch.Tensor:
-    batch = PairCollator(0, layout=layout)(pairs)
+    batch = on_device(PairCollator(0, layout=layout)(pairs), model.device)
     logps = token_logps(model, batch)
     odds_ratio = odds_ratio_loss(log_odds_ratio(*pair_logps(logps, batch))).sum() / max(batch["num_pairs"], 1)
     return nll_sum(logps, batch) / batch["num_nll_units"] + BETA * odds_ratio
@@ -294,6 +294,39 @@ def test_autocast_reaches_the_kernel():
     assert orpo_trl.attention._in_autocast_dtype(query, value) == (query, value)
     with torch.autocast("cpu", torch.bfloat16):
         assert [x.dtype for x in orpo_trl.attention._in_autocast_dtype(query, value)] == [torch.bfloat16] * 2
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+def on_device(batch, device):
+    if isinstance(batch, dict):
+        return {name: on_device(value, device) for name, value in batch.items()}
+    return batch.to(device) if isinstance(batch, torch.Tensor) else batch
+
+
+@needs_cuda
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "gpt2", "qwen2"])
+def test_cuda_kernel_is_as_near_to_fp32_as_padded_rows_are(model_type, autocast, monkeypatch):
+    """bf16 through FlashAttention, with weights in bf16 or under autocast; fp32 has no kernel and is exact."""
+    kernel, calls = orpo_trl.attention.varlen_attn, []
+    monkeypatch.setattr(
+        orpo_trl.attention, "varlen_attn", lambda *args, **kwargs: calls.append(1) or kernel(*args, **kwargs)
+    )
+    model, packed = (copy.deepcopy(m).cuda() for m in model_of_type(model_type))
+    reference = gradients(loss_of(model, PAIRS, "padded"), model)
+    exact = gradients(loss_of(packed, PAIRS, "shared_prefix"), packed)
+    assert not calls
+    assert (exact - reference).norm() <= 1e-4 * reference.norm()
+    errors = {}
+    for layout, half in (("padded", model), ("shared_prefix", packed)):
+        half = half if autocast else half.bfloat16()
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            loss = loss_of(half, PAIRS, layout)
+        errors[layout] = (gradients(loss, half).float() - reference).norm() / reference.norm()
+    assert calls
+    assert errors["shared_prefix"] < max(2 * errors["padded"], 0.03)
 
 
 # ---- Calls without segments ------------------------------------------------------------------------------------------
