@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -25,8 +24,14 @@ EXACT_MODEL_TYPES = frozenset(
     """.split()
 )
 
-# While the model's forward runs on a packed row: how many attention layers have read its segments.
-_layers_that_read: ContextVar[list[int] | None] = ContextVar("layers_that_read", default=None)
+_PREFIX = "shared_prefix_"
+
+
+class _Forward:
+    """What the attention layers and the mask are told of the model's forward, whose arguments do not reach the mask."""
+
+    is_packed = False
+    was_read = False
 
 
 def why_not_exact(model: nn.Module) -> str | None:
@@ -42,14 +47,17 @@ def why_not_exact(model: nn.Module) -> str | None:
     if config.model_type not in EXACT_MODEL_TYPES:
         return f"{name} (model type `{config.model_type}`) is not known to read packed rows exactly"
     implementation = config._attn_implementation
-    if implementation not in ("sdpa", "eager") and not is_flash_attention_requested(config):
+    enabled = implementation.startswith(_PREFIX)
+    if not enabled and implementation not in ("sdpa", "eager") and not is_flash_attention_requested(config):
         return f"packed rows need `attn_implementation` sdpa, eager or a flash attention, not {implementation}"
     has_windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
     if has_windows and (config.model_type == "qwen2_moe" or not getattr(config, "use_sliding_window", True)):
         return f"{name} puts its sliding window into the mask alone"
-    if getattr(config, "use_bidirectional_attention", None):
-        return "`use_bidirectional_attention` lets prompts see responses"
-    if implementation == "eager" and getattr(config, "reorder_and_upcast_attn", False):
+    if config.model_type == "olmoe" and getattr(config, "sliding_window", None):
+        return f"{name} has no sliding window in its mask"
+    if getattr(config, "use_bidirectional_attention", None) or not getattr(config, "is_causal", True):
+        return f"the attention of this {name} is not causal"
+    if implementation.endswith("eager") and getattr(config, "reorder_and_upcast_attn", False):
         return "`reorder_and_upcast_attn` has an attention of its own"
     return None
 
@@ -65,15 +73,20 @@ def enable_packed_rows(model: nn.Module) -> None:
     model = _without_adapter(model)
     config = model.config
     name = config._attn_implementation
+    if name.startswith(_PREFIX):  # by an earlier trainer
+        return
     if name == "eager":
         # Every model brings its own, which the registry does not have.
         attention = sys.modules[type(model).__module__].eager_attention_forward
     else:
         attention = AttentionInterface()[name]
-    if not is_flash_attention_requested(config):  # whose kernels transformers finds by the name in the config
+    if not is_flash_attention_requested(config):
         mask = AttentionMaskInterface()[name]
-        name = config._attn_implementation = f"shared_prefix_{config.model_type}_{name}"
+        name = config._attn_implementation = f"{_PREFIX}{config.model_type}_{name}"
         AttentionMaskInterface.register(name, partial(_mask_unless_packed, mask))
+    elif isinstance(attention, partial):  # for another model
+        return
+    # A flash attention keeps its name, by which transformers finds the kernel.
     AttentionInterface.register(name, partial(_attention, attention))
 
 
@@ -84,13 +97,12 @@ def reading_packed_row() -> Iterator[None]:
     Raises:
         RuntimeError: where no attention layer has read the segments, so that the outputs are wrong.
     """
-    layers = [0]
-    token = _layers_that_read.set(layers)
+    _Forward.is_packed, _Forward.was_read = True, False
     try:
         yield
     finally:
-        _layers_that_read.reset(token)
-    if not layers[0]:
+        _Forward.is_packed = False
+    if not _Forward.was_read:
         raise RuntimeError(
             "No attention layer of the model has read the packed row: its `attn_implementation` was changed after the "
             "trainer was made. Set `pair_layout: padded`, or choose the implementation when loading the model."
@@ -102,7 +114,7 @@ def _without_adapter(model: nn.Module) -> PreTrainedModel:
 
 
 def _mask_unless_packed(make_mask: Callable, **kwargs: Any) -> torch.Tensor | None:
-    return make_mask(**kwargs) if _layers_that_read.get() is None else None
+    return None if _Forward.is_packed else make_mask(**kwargs)
 
 
 def _attention(
@@ -127,9 +139,7 @@ def _attention(
     """
     if segments is None:
         return attention(module, query, key, value, attention_mask, **kwargs)
-    layers = _layers_that_read.get()
-    if layers is not None:  # it is None where gradient checkpointing runs a layer again
-        layers[0] += 1
+    _Forward.was_read = True
     index = segments["key_index"]
     key, value = key.index_select(2, index), value.index_select(2, index)
     if is_flash_attention_requested(module.config):
@@ -164,6 +174,7 @@ def _varlen_is_exact(query, value, dropout=0.0, softcap=None, s_aux=None, positi
         query.is_cuda
         and query.dtype in (torch.float16, torch.bfloat16)
         and query.shape[-1] == value.shape[-1] <= 256
+        and query.shape[-1] % 8 == 0
         and not dropout
         and softcap is None
         and s_aux is None

@@ -1,14 +1,11 @@
-"""Pairs to batches: which meet in a micro-batch (`GlobalBatchSampler`, `StreamedBatches`), and its tensors."""
+"""Pairs to one batch: the packed row that shares prompts, or padded rows; and sums over its responses."""
 
-import heapq
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import IterableDataset
-from transformers.trainer_pt_utils import BatchRebalanceSampler, get_length_grouped_indices
 
 # Entries of a batch that are plain counts, not tensors: the trainer sums them without waiting for the device.
 COUNTS = ("num_nll_units", "num_nll_tokens", "num_pairs", "num_tokens", "num_micro_batches")
@@ -266,124 +263,3 @@ def pair_logps(token_logps: torch.Tensor, batch: dict[str, Any]) -> tuple[torch.
     means = sums / lengths
     pairs = batch["num_pairs"]
     return means[:pairs], means[len(lengths) - pairs :]
-
-
-class StreamedBatches(torch.utils.data.IterableDataset):
-    """Micro-batches of one rank from a stream of pairs, each row once, as `GlobalBatchSampler` deals a dataset's.
-
-    Every rank reads the whole stream and takes its own rows, so that all have as many micro-batches.
-
-    Args:
-        rows: a stream of prepared pairs.
-        batch_size: rows of a full micro-batch, per rank.
-        ranks: number of processes.
-        rank: index of this process.
-        endless: start again where the stream ends, as training until `max_steps` needs: optimiser steps are then always
-            full, and a stream without a row is an error. Otherwise the last micro-batch has the rows that are left, and
-            may have none.
-    """
-
-    def __init__(self, rows: IterableDataset, batch_size: int, ranks: int = 1, rank: int = 0, endless: bool = False):
-        self.rows, self.batch_size, self.ranks, self.rank, self.endless = rows, batch_size, ranks, rank, endless
-
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-        pending: list[dict[str, Any]] = []
-        for epoch in itertools.count():
-            self.rows.set_epoch(epoch)
-            found = False
-            for row in self.rows:
-                found = True
-                pending.append(row)
-                if len(pending) == self.batch_size * self.ranks:
-                    yield pending[mine]
-                    pending = []
-            if self.endless and not found:
-                raise ValueError("The stream has no row that can be trained on.")
-            if not self.endless:
-                break
-        if pending:
-            yield pending[mine]
-
-
-class GlobalBatchSampler(BatchRebalanceSampler):
-    """Deals the rows of each optimiser step to ranks and accumulation steps, each row once.
-
-    Distributed samplers repeat rows to fill the last batch, which trains on them twice and counts them twice in
-    evaluation. Here the last optimiser step holds exactly the rows that are left: a rank may get fewer than the others,
-    or none (`PairCollator` makes a batch of that too). A step's rows depend on seed and epoch alone, not on how many
-    ranks and accumulation steps share them.
-
-    `transformers.Trainer` hands a sampler of this base class over rank-aware, without sharding it again.
-
-    Args:
-        lengths: tokens of each row.
-        batch_size: rows of a full micro-batch, per rank.
-        ranks: number of processes.
-        rank: index of this process.
-        accumulation: micro-batches of an optimiser step, per rank.
-        strategy: 'random', 'sequential', 'group_by_length' or 'batch_rebalance'
-            (`TrainingArguments.train_sampling_strategy`).
-        seed: of the order of rows; the epoch is added to it.
-        drop_last: leave out the last optimiser step where it is not full.
-        is_padded: rows of a micro-batch cost as much as the longest, which 'batch_rebalance' takes into account.
-    """
-
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        batch_size: int,
-        ranks: int = 1,
-        rank: int = 0,
-        accumulation: int = 1,
-        strategy: str = "sequential",
-        seed: int = 42,
-        drop_last: bool = False,
-        is_padded: bool = True,
-    ):
-        super().__init__(
-            lengths, batch_size * ranks * accumulation, ranks, accumulation, seed=seed, rank=rank, drop_last=drop_last
-        )
-        self.rows_per_micro_batch = batch_size
-        self.strategy = strategy
-        self.is_padded = is_padded
-
-    def __len__(self) -> int:
-        """Micro-batches of each rank in an epoch."""
-        full = self.num_full_batches * self.grad_accum
-        return full + (self._micro_batches(self.remainder) if self.has_tail else 0)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = self._order()
-        for step in range(self.num_global_batches):
-            rows = order[step * self.effective_batch_size : (step + 1) * self.effective_batch_size]
-            if self.strategy == "batch_rebalance" and len(rows) == self.effective_batch_size:
-                yield from self._yield_global_batch(rows)
-                continue
-            size = self.rows_per_micro_batch
-            for slot in range(self._micro_batches(len(rows))):
-                start = (slot * self.dp_size + self.rank) * size
-                yield rows[start : start + size]
-
-    def _assign(self, indices: list[int], lengths: list[int]) -> list[list[list[int]]]:
-        """Rows of each rank's micro-batches; those that run at the same time are of like cost."""
-        if self.is_padded:
-            return super()._assign(indices, lengths)
-        # Longest first, each to the micro-batch with the fewest tokens so far.
-        groups: list[tuple[int, int, list[int]]] = [(0, slot, []) for slot in range(self.dp_size * self.grad_accum)]
-        for length, row in sorted(zip(lengths, indices, strict=True), reverse=True):
-            tokens, slot, group = groups[0]
-            heapq.heapreplace(groups, (tokens + length, slot, [*group, row]))
-        ranked = [group for _, _, group in sorted(groups, reverse=True)]
-        return [ranked[rank :: self.dp_size] for rank in range(self.dp_size)]
-
-    def _micro_batches(self, rows: int) -> int:
-        return -(-rows // (self.rows_per_micro_batch * self.dp_size))
-
-    def _order(self) -> list[int]:
-        if self.strategy == "sequential":
-            return list(range(len(self.lengths)))
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        if self.strategy == "group_by_length":
-            return get_length_grouped_indices(self.lengths, self.effective_batch_size, generator=generator)
-        return torch.randperm(len(self.lengths), generator=generator).tolist()

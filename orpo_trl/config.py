@@ -92,7 +92,7 @@ class ORPOConfig(SFTConfig):
         metadata={
             "help": "Split the rows of a micro-batch (`per_device_train_batch_size`) into forward and backward passes "
             "of at most this many tokens, filling included; a longer pair gets one of its own. The optimiser step and "
-            "its loss stay the same. None: one pass."
+            "its loss stay the same, but for a load-balancing loss, which is a mean over passes. None: one pass."
         },
     )
     train_sampling_strategy: str = field(

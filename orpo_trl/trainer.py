@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType
 from datasets import Dataset, IterableDataset
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import (
     AutoProcessor,
@@ -23,23 +23,14 @@ from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
 
 from orpo_trl.attention import enable_packed_rows, reading_packed_row, why_not_exact
-from orpo_trl.batch import (
-    COUNTS,
-    MODEL_INPUTS,
-    GlobalBatchSampler,
-    PairCollator,
-    StreamedBatches,
-    TokenBudget,
-    micro_batches,
-    nll_sum,
-    pair_logps,
-)
+from orpo_trl.batch import COUNTS, MODEL_INPUTS, PairCollator, TokenBudget, micro_batches, nll_sum, pair_logps
 from orpo_trl.callbacks import SampleCompletions
 from orpo_trl.config import ORPOConfig
 from orpo_trl.losses import log_odds_ratio, odds_ratio_loss
 from orpo_trl.metrics import MetricSums
 from orpo_trl.model import disable_dropout, shrink_head_tiles
-from orpo_trl.pairs import PAIR_FEATURES, PairRules, PreparationReport, column_names, prepare_pairs
+from orpo_trl.pairs import PAIR_FEATURES, PairRules, PreparationReport, column_names, longest_rows, prepare_pairs
+from orpo_trl.sampling import GlobalBatchSampler, StreamedBatches
 
 logger = logging.getLogger(__name__)
 
@@ -149,8 +140,17 @@ class ORPOTrainer(SFTTrainer):
             # SFTTrainer has settled the pad token while making its own collator, which is for texts.
             padding = self._tokenizer.pad_token_id if args.padding_value is None else args.padding_value
             self.data_collator = PairCollator(
-                padding, args.nll_scope, args.nll_reduction, args.max_length, args.pad_to_multiple_of, self._layout()
+                padding,
+                args.nll_scope,
+                args.nll_reduction,
+                args.max_length,
+                args.pad_to_multiple_of,
+                self._layout(args.pair_layout),
             )
+        elif args.max_tokens_per_micro_batch is not None and not hasattr(data_collator, "positions"):
+            raise ValueError("`max_tokens_per_micro_batch` needs a `data_collator` that counts `positions`.")
+        else:
+            self._layout(getattr(data_collator, "layout", "padded"))
         self._is_padded = getattr(self.data_collator, "layout", "padded") == "padded"
         if args.disable_dropout:
             disable_dropout(self.model)
@@ -165,9 +165,9 @@ class ORPOTrainer(SFTTrainer):
         self._seen_pairs = False
         self._num_train_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
 
-    def _layout(self) -> str:
+    def _layout(self, wanted: str) -> str:
         """'padded' or 'shared_prefix', for which the model's attention is then ready."""
-        wanted, reason = self.args.pair_layout, why_not_exact(self.model)
+        reason = why_not_exact(self.model)
         if wanted == "shared_prefix" and reason:
             raise ValueError(f"`pair_layout: shared_prefix`: {reason}. Set `pair_layout: padded` or `auto`.")
         if wanted == "padded" or reason:
@@ -243,10 +243,11 @@ class ORPOTrainer(SFTTrainer):
                 f"The train dataset has {len(dataset):,} rows, fewer than the {sampler.effective_batch_size:,} of one "
                 "optimiser step, and `dataloader_drop_last` leaves them out."
             )
-        budget, longest = self.args.max_tokens_per_micro_batch, max(sampler.lengths)
-        if budget is not None and longest >= budget and self.is_world_process_zero():
+        budget = self.args.max_tokens_per_micro_batch
+        longest = max(sampler.lengths) * 2 if self._is_padded else max(sampler.lengths) + 1
+        if budget is not None and longest > budget and self.is_world_process_zero():
             logger.warning(
-                "The longest pair has %d tokens, more than `max_tokens_per_micro_batch: %d`: such a pair makes a "
+                "The longest pair takes %d tokens, more than `max_tokens_per_micro_batch: %d`: such a pair makes a "
                 "micro-batch of its own.",
                 longest, budget,
             )  # fmt: skip
@@ -273,7 +274,8 @@ class ORPOTrainer(SFTTrainer):
 
     def _sampler(self, dataset: Dataset, batch_size: int, **kwargs) -> GlobalBatchSampler:
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        return GlobalBatchSampler(dataset["length"][:], batch_size, ranks, rank, **kwargs)
+        lengths = longest_rows(dataset) if self._is_padded else dataset["length"][:]
+        return GlobalBatchSampler(lengths, batch_size, ranks, rank, **kwargs)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, totals = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -322,18 +324,16 @@ class ORPOTrainer(SFTTrainer):
         odds_ratio = odds_ratio_loss(log_ratio).sum()
 
         if num_items_in_batch is None:
-            units, pairs, micro_batches = (
-                max(inputs[name], 1) for name in ("num_nll_units", "num_pairs", "num_micro_batches")
-            )
+            units, pairs, parts = (max(inputs[name], 1) for name in ("num_nll_units", "num_pairs", "num_micro_batches"))
             scale = 1
         else:
-            units, _, pairs, _, micro_batches = num_items_in_batch.clamp(min=1)
+            units, _, pairs, _, parts = num_items_in_batch.clamp(min=1)
             # DDP, FSDP and DeepSpeed average the gradients of the ranks, and the totals are over all of them.
             scale = self.accelerator.num_processes
         loss = nll / units + self.args.beta * odds_ratio / pairs
         if self.aux_loss_enabled:
             # A mean over micro-batches; one without rows routes a padding token, which is nothing to balance.
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss * inputs["num_micro_batches"] / micro_batches
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss * inputs["num_micro_batches"] / parts
         loss = loss * scale
         self._add_metrics("train" if training else "eval", inputs, outputs, nll, chosen, rejected, log_ratio)
         return loss
@@ -370,13 +370,15 @@ class ORPOTrainer(SFTTrainer):
 
     @contextmanager
     def _accumulating(self, model):
-        """As the Trainer before the last micro-batch of a step: gradients stay on their rank."""
+        """Before the last part: DDP and DeepSpeed wait with the exchange of gradients and the step.
+
+        FSDP reduces each part into the sharded gradient, which takes less memory than to hold all of it until the last.
+        """
         state = self.accelerator.gradient_state
         is_last_micro_batch = state.sync_gradients
         state._set_sync_gradients(False)
-        is_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         try:
-            with nullcontext() if is_deepspeed else self.accelerator.no_sync(model):
+            with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
                 yield
         finally:
             state._set_sync_gradients(is_last_micro_batch)

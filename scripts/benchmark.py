@@ -1,15 +1,15 @@
 """Measure training steps and data preparation against TRL's experimental ORPOTrainer, on your pairs and tokenizer.
 
     python scripts/benchmark.py --data pairs.jsonl --tokenizer mistralai/Mistral-7B-v0.1 --json results.json
-    python scripts/benchmark.py --data pairs.jsonl --tokenizer DIR --model-size 7b --max-length 2048 --batch-size 1 4 8
+    python scripts/benchmark.py --data pairs.jsonl --tokenizer DIR --model-size 7b --max-length 2048 --json results.json
 
 Three sides train a Mistral of random weights on the same pairs in the same order: TRL, ours padded, ours with shared
-prefixes. Each measurement is a process of its own, so that memory is its own too, and the sides take turns, so that a
-machine that slows down slows all of them. Reported are medians over the steps after the first of every round.
+prefixes. Each measurement is a process of its own, so that its memory is its own too, and the sides take turns, each
+round on other pairs, so that a machine that slows down slows all of them. A step is timed from its predecessor's end to
+its own: batch, forward, backward, optimizer and log. MFU counts 6 FLOP per weight and unique token, without attention.
 """
 
 import argparse
-import gc
 import importlib.metadata
 import json
 import os
@@ -27,8 +27,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-TRL, PADDED, PACKED = "TRL", "ours, padded", "ours, shared prefix"
-SIDES = (TRL, PADDED, PACKED)
+SIDES = {"trl": "TRL", "padded": "ours, padded", "shared_prefix": "ours, shared prefix"}
 # hidden size, intermediate size, layers, attention heads, key-value heads
 MODEL_SIZES = {
     "10m": (256, 896, 4, 4, 2),
@@ -36,7 +35,7 @@ MODEL_SIZES = {
     "1b": (2048, 5632, 22, 32, 4),
     "7b": (4096, 14336, 32, 32, 8),
 }
-# Dense bf16 FLOP/s without sparsity, from the makers' data sheets, by a part of torch's device name.
+# Dense bf16 FLOP/s, from the makers' data sheets, by a part of torch's device name; the first that fits.
 PEAK_FLOPS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets")
 
@@ -44,45 +43,54 @@ PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets")
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     if options.measure:
-        measurement = json.loads(options.measure)
-        result = measure_preparation(measurement) if "side" not in measurement else measure_steps(measurement)
-        Path(measurement["result"]).write_text(json.dumps(result))
+        job = json.loads(options.measure.read_text())
+        result = measure_steps(job) if "side" in job else measure_preparation(job)
+        Path(job["result"]).write_text(json.dumps(result))
         return 0
     console = Console()
-    rows = json.dumps([str(options.data), options.rows])
-    settings = {
-        "rows": rows,
-        "tokenizer": options.tokenizer,
-        "model_size": options.model_size,
-        "max_length": options.max_length,
-        "gradient_checkpointing": options.gradient_checkpointing,
-        "optim": options.optim,
-        "steps": options.steps + 1,
-    }
+    rows = read_rows(options.data, options.rows)
+    kept = comparable(rows, load_tokenizer(options.tokenizer), options.max_length)
     sides = [side for side in SIDES if side not in options.without]
-    plan = [(batch, side) for batch in options.batch_size for _ in range(options.rounds) for side in sides]
-    found: dict[tuple[int, str], list[dict]] = {}
-    with Progress(console=console) as progress:
-        task = progress.add_task("Measuring", total=len(plan) + 1)
-        preparation = run_measurement({"rows": rows, "tokenizer": options.tokenizer, "max_length": options.max_length})
-        progress.advance(task)
-        for batch, side in plan:
-            progress.update(task, description=f"{side}, {batch} pairs")
-            found.setdefault((batch, side), []).append(run_measurement({**settings, "batch_size": batch, "side": side}))
-            progress.advance(task)
     report = {
         "date": time.strftime("%Y-%m-%d"),
         "hardware": hardware(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "settings": {**vars(options), "data": options.data.name, "tokenizer": Path(options.tokenizer).name},
-        "preparation": preparation,
-        "steps": [summary(batch, found, sides) for batch in options.batch_size],
+        "settings": {
+            "data": options.data.name,
+            "tokenizer": Path(options.tokenizer).name,
+            **{
+                name: value
+                for name, value in vars(options).items()
+                if name not in ("data", "tokenizer", "json", "measure")
+            },
+        },
+        "steps": [],
+        "preparation": {},
     }
-    for name in ("json", "measure"):
-        del report["settings"][name]
+
+    def save() -> None:
+        if options.json:
+            options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+    with Progress(console=console) as progress:
+        task = progress.add_task("", total=len(options.batch_size) * options.rounds * len(sides) + 2)
+        for batch in options.batch_size:
+            runs = {side: [] for side in sides}
+            for pairs in pairs_of_rounds(kept, batch, options):
+                for side in sides:
+                    progress.update(task, description=f"{SIDES[side]}, {batch} pairs a step")
+                    runs[side].append(run_measurement({**job_of(options), "batch_size": batch, "side": side}, pairs))
+                    progress.advance(task)
+            report["steps"].append(summary(batch, runs))
+            save()
+        for threads in ("one thread", "all threads"):
+            progress.update(task, description=f"Preparation, {threads}")
+            environment = {"RAYON_NUM_THREADS": "1"} if threads == "one thread" else {}
+            report["preparation"][threads] = run_measurement(job_of(options), rows, environment)
+            progress.advance(task)
+            save()
     show(report, console)
     if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
         console.print(f"Written to {options.json}.")
     return 0
 
@@ -92,85 +100,137 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=head, epilog=f"examples:\n{example}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    on_gpu = torch.cuda.is_available()
     parser.add_argument("--data", type=Path, help="JSON lines with the strings `prompt`, `chosen` and `rejected`")
     parser.add_argument("--tokenizer", help="Hub id or folder")
     parser.add_argument("--model-size", choices=MODEL_SIZES, default="60m", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 4, 8], metavar="PAIRS", help="per step")
     parser.add_argument("--max-length", type=int, default=1024, metavar="TOKENS", help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=2, help="timed in each round, after one that is not")
+    parser.add_argument("--pairs", type=int, default=16, help="timed in each round (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side (default: %(default)s)")
+    parser.add_argument(
+        "--warmup",
+        type=int,
+        default=3 if on_gpu else 1,
+        help="steps of each turn that are not timed (default: 1, GPU 3)",
+    )
     parser.add_argument("--rows", type=int, default=1000, help="of the data, from its start (default: %(default)s)")
-    parser.add_argument("--optim", default="adamw_torch", help="of TrainingArguments (default: %(default)s)")
+    parser.add_argument(
+        "--optim", default="adamw_torch_fused", help="of TrainingArguments; `sgd` has no states (default: %(default)s)"
+    )
     parser.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations, on every side")
-    parser.add_argument("--without", nargs="+", choices=SIDES, default=[], metavar="SIDE", help="leave sides out")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the results here")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)  # one measurement, in a process of its own
+    parser.add_argument("--without", nargs="+", choices=SIDES, default=[], metavar="SIDE", help=", ".join(SIDES))
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the results here, after each batch size")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # one measurement, in a process of its own
     options = parser.parse_args(arguments)
-    if not options.measure:
-        if options.data is None or options.tokenizer is None:
-            parser.error("--data and --tokenizer are required")
-        if not options.data.is_file():
-            parser.error(f"--data: the file {options.data} does not exist")
+    if options.measure:
+        return options
+    if options.data is None or options.tokenizer is None:
+        parser.error("--data and --tokenizer are required")
+    if not options.data.is_file():
+        parser.error(f"--data: the file {options.data} does not exist")
+    for name in ("batch_size", "max_length", "pairs", "rounds", "warmup", "rows"):
+        value = getattr(options, name)
+        if min(value if isinstance(value, list) else [value]) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if Path(options.tokenizer).is_dir():  # measurements run in a folder of their own
+        options.tokenizer = str(Path(options.tokenizer).resolve())
     return options
 
 
-def run_measurement(measurement: dict) -> dict:
-    """Run one measurement in a new process; where it runs out of memory, the result says so."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder, "result.json")
-        job = json.dumps({**measurement, "result": str(result)})
-        environment = {**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1"}
-        done = subprocess.run(
-            [sys.executable, __file__, "--measure", job], capture_output=True, text=True, env=environment, cwd=folder
+def job_of(options: argparse.Namespace) -> dict:
+    names = ("tokenizer", "model_size", "max_length", "warmup", "optim", "gradient_checkpointing")
+    return {name: getattr(options, name) for name in names}
+
+
+def pairs_of_rounds(rows: list[dict], batch: int, options: argparse.Namespace) -> list[list[dict]]:
+    """Rows of each round, in full steps: those to warm up with, then those that are timed."""
+    steps = -(-options.pairs // batch) + options.warmup
+    size = steps * batch
+    if len(rows) < options.rounds * size:
+        raise SystemExit(
+            f"benchmark.py: {options.rounds} rounds of {steps} steps of {batch} pairs need {options.rounds * size} "
+            f"comparable rows, and the data has {len(rows)}. Raise --rows, or lower --rounds or --pairs."
         )
+    return [rows[start : start + size] for start in range(0, options.rounds * size, size)]
+
+
+def run_measurement(job: dict, rows: list[dict], environment: dict[str, str] | None = None) -> dict:
+    """Run one measurement in a new process on one device; where it fails, the result is its `error`."""
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    environment = {
+        **os.environ, "TRL_EXPERIMENTAL_SILENCE": "1", "CUDA_VISIBLE_DEVICES": device, **(environment or {})
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        path, result = Path(folder, "job.json"), Path(folder, "result.json")
+        path.write_text(json.dumps({**job, "rows": rows, "result": str(result)}))
+        command = [sys.executable, str(Path(__file__).resolve()), "--measure", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
         if result.exists():
             return json.loads(result.read_text())
-    if "out of memory" in done.stderr or done.returncode == -9:
-        return {"out_of_memory": True}
-    raise SystemExit(f"{measurement} failed:\n{done.stderr[-3000:]}")
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    if done.returncode == -9 or any("out of memory" in line for line in lines):
+        return {"error": "out of memory"}
+    return {"error": lines[-1] if lines else f"exit status {done.returncode}"}
 
 
-# ---- In the process of one measurement -------------------------------------------------------------------------------
+# ---- The pairs -------------------------------------------------------------------------------------------------------
 
 
-def load_rows(measurement: dict) -> list[dict]:
-    path, count = json.loads(measurement["rows"])
+def read_rows(path: Path, count: int) -> list[dict]:
     rows = []
-    with open(path) as lines:
-        for line in lines:
+    with path.open() as lines:
+        for number, line in zip(range(count), lines, strict=False):
             row = json.loads(line)
             if not all(isinstance(row.get(name), str) for name in ("prompt", "chosen", "rejected")):
-                raise SystemExit(f"{path}, row {len(rows)}: expected the strings `prompt`, `chosen` and `rejected`")
+                raise SystemExit(
+                    f"benchmark.py: {path}, row {number}: expected the strings `prompt`, `chosen` and `rejected`"
+                )
             rows.append({name: row[name] for name in ("prompt", "chosen", "rejected")})
-            if len(rows) == count:
-                break
     return rows
 
 
-def load_tokenizer(measurement: dict):
+def load_tokenizer(name: str):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(measurement["tokenizer"])
+    tokenizer = AutoTokenizer.from_pretrained(name)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer
 
 
-def make_trainer(side: str, rows: list[dict], tokenizer, model, folder: str, **options):
-    from datasets import Dataset
+def comparable(rows: list[dict], tokenizer, max_length: int) -> list[dict]:
+    """Rows that TRL reads as we do, with their `lengths`: prompt, prompt + chosen, prompt + rejected, in tokens.
 
-    if side == TRL:
-        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
-    else:
-        from orpo_trl import ORPOConfig, ORPOTrainer
+    TRL cannot train on prompts that fill `max_length`, and scores one token more or less where the first token of a
+    response merges with the prompt.
+    """
 
-        options |= {"pair_layout": "padded" if side == PADDED else "shared_prefix", "nll_reduction": "micro_batch_mean"}
-    on_gpu = torch.cuda.is_available()
-    args = ORPOConfig(
-        folder, report_to="none", use_cpu=not on_gpu, bf16=False, logging_steps=1, disable_tqdm=True, seed=0,
-        save_strategy="no", train_sampling_strategy="sequential", learning_rate=1e-5, lr_scheduler_type="constant",
-        **options,
-    )  # fmt: skip
-    return ORPOTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    begin = int(tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id)
+    kept = []
+    for row in rows:
+        prompt = ids(row["prompt"])
+        sides = [ids(row["prompt"] + row[side]) for side in ("chosen", "rejected")]
+        fits = 0 < len(prompt) < max_length - 8 and row["chosen"] != row["rejected"]
+        if fits and all(len(prompt) < len(side) and side[: len(prompt)] == prompt for side in sides):
+            # A token ends each response.
+            ends = [min(begin + len(side) + 1, max_length) for side in sides]
+            kept.append({**row, "lengths": [begin + len(prompt), *ends]})
+    return kept
+
+
+def token_counts(rows: list[dict]) -> dict[str, int]:
+    """Tokens of a step: `padded`, as TRL computes them, and `unique`, each prompt once."""
+    lengths = [row["lengths"] for row in rows]
+    return {
+        "padded": 2 * len(rows) * max(max(chosen, rejected) for _, chosen, rejected in lengths),
+        "unique": sum(chosen + rejected - prompt for prompt, chosen, rejected in lengths),
+    }
+
+
+# ---- In the process of one measurement -------------------------------------------------------------------------------
 
 
 def make_model(size: str, vocabulary: int):
@@ -185,15 +245,68 @@ def make_model(size: str, vocabulary: int):
     )  # fmt: skip
     on_gpu = torch.cuda.is_available()
     torch.manual_seed(0)
-    config.dtype = torch.bfloat16 if on_gpu else torch.float32
     with torch.device("cuda" if on_gpu else "cpu"):
-        return MistralForCausalLM._from_config(config, dtype=config.dtype)
+        return MistralForCausalLM._from_config(config, dtype=torch.bfloat16 if on_gpu else torch.float32)
 
 
-def measure_preparation(measurement: dict) -> dict:
-    """Seconds from text to token ids, in one process, on both sides."""
-    rows, tokenizer = load_rows(measurement), load_tokenizer(measurement)
-    seconds = {TRL: [], PACKED: []}
+def make_trainer(side: str, rows: list[dict], tokenizer, model, folder: str, **options):
+    from datasets import Dataset
+
+    if side == "trl":
+        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+    else:
+        from orpo_trl import ORPOConfig, ORPOTrainer
+
+        options |= {"pair_layout": side, "nll_reduction": "micro_batch_mean"}
+    args = ORPOConfig(
+        folder, report_to="none", use_cpu=not torch.cuda.is_available(), bf16=False, logging_steps=1,
+        disable_tqdm=True, seed=0, save_strategy="no", train_sampling_strategy="sequential", learning_rate=1e-5,
+        lr_scheduler_type="constant", **options,
+    )  # fmt: skip
+    rows = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
+    return ORPOTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+
+
+def measure_steps(job: dict) -> dict:
+    """Seconds, losses, tokens and peak memory of the training steps of one side."""
+    from transformers import TrainerCallback
+
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            ends.append(time.perf_counter())
+
+    rows, batch, warmup = job["rows"], job["batch_size"], job["warmup"]
+    tokenizer = load_tokenizer(job["tokenizer"])
+    model = make_model(job["model_size"], len(tokenizer))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(
+            job["side"], rows, tokenizer, model, folder, max_length=job["max_length"],
+            max_steps=len(rows) // batch, per_device_train_batch_size=batch, optim=job["optim"],
+            gradient_checkpointing=job["gradient_checkpointing"],
+        )  # fmt: skip
+        trainer.add_callback(Clock())
+        trainer.train()
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "seconds": [end - begin for begin, end in zip(ends[warmup - 1 :], ends[warmup:], strict=False)],
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "peak_bytes": peak,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tokens": [token_counts(rows[start : start + batch]) for start in range(warmup * batch, len(rows), batch)],
+    }
+
+
+def measure_preparation(job: dict) -> dict:
+    """Rows per second from text to token ids, in one process, of both sides."""
+    rows, tokenizer = job["rows"], load_tokenizer(job["tokenizer"])
+    seconds: dict[str, list[float]] = {"trl": [], "shared_prefix": []}
     # Both sides prepare while they make the trainer: what that takes with one row is not preparation.
     for turn in range(4):
         for side, found in seconds.items():
@@ -202,130 +315,48 @@ def measure_preparation(measurement: dict) -> dict:
                 model = make_model("10m", len(tokenizer))
                 with tempfile.TemporaryDirectory() as folder:
                     begin = time.perf_counter()
-                    make_trainer(side, rows[:count], tokenizer, model, folder, max_length=measurement["max_length"])
+                    make_trainer(side, rows[:count], tokenizer, model, folder, max_length=job["max_length"])
                     times.append(time.perf_counter() - begin)
             if turn:  # the first one imports
                 found.append(times[1] - times[0])
-    return {"rows": len(rows), "seconds": {side: statistics.median(found) for side, found in seconds.items()}}
-
-
-def measure_steps(measurement: dict) -> dict:
-    """Times, losses, tokens and peak memory of a few training steps of one side."""
-    from transformers import TrainerCallback
-
-    side, batch, steps = measurement["side"], measurement["batch_size"], measurement["steps"]
-    tokenizer = load_tokenizer(measurement)
-    rows = comparable(load_rows(measurement), tokenizer, measurement["max_length"])[: batch * steps]
-    if len(rows) < batch * steps:
-        raise SystemExit(f"{batch * steps} comparable rows are needed, and there are {len(rows)}; raise --rows")
-
-    class Clock(TrainerCallback):
-        seconds: list[float] = []  # noqa: RUF012
-
-        def on_step_begin(self, *args, **kwargs):
-            synchronize()
-            self.begin = time.perf_counter()
-
-        def on_step_end(self, *args, **kwargs):
-            synchronize()
-            self.seconds.append(time.perf_counter() - self.begin)
-
-    model = make_model(measurement["model_size"], len(tokenizer))
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(
-            side, rows, tokenizer, model, folder, max_length=measurement["max_length"], max_steps=steps,
-            per_device_train_batch_size=batch, optim=measurement["optim"],
-            gradient_checkpointing=measurement["gradient_checkpointing"],
-        )  # fmt: skip
-        trainer.add_callback(Clock())
-        gc.collect()
-        trainer.train()
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {
-        "seconds": Clock.seconds[1:],
-        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        "peak_bytes": peak,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "tokens": [token_counts(rows[i * batch : (i + 1) * batch]) for i in range(1, steps)],
-    }
-
-
-def comparable(rows: list[dict], tokenizer, max_length: int) -> list[dict]:
-    """Rows that TRL reads as we do, with their `lengths`: prompt, chosen, rejected, in tokens.
-
-    TRL cannot train on prompts that fill `max_length`, and scores one token more or less where the first token of a
-    response merges with the prompt.
-    """
-    kept = []
-    for row in rows:
-        prompt = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]
-        sides = [tokenizer(row["prompt"] + row[side], add_special_tokens=False)["input_ids"] for side in SIDES_OF_PAIR]
-        fits = len(prompt) < max_length - 8 and row["chosen"] != row["rejected"]
-        if fits and all(len(prompt) < len(ids) and ids[: len(prompt)] == prompt for ids in sides):
-            # One more token begins the row, and one ends the response.
-            begin = int(tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id)
-            ends = [min(len(ids) + begin + 1, max_length) for ids in sides]
-            kept.append({**row, "lengths": [len(prompt) + begin, *ends]})
-    return kept
-
-
-SIDES_OF_PAIR = ("chosen", "rejected")
-
-
-def token_counts(rows: list[dict]) -> dict[str, int]:
-    """Tokens of a batch: `padded`, as TRL computes them, and `unique`, each prompt once."""
-    lengths = [row["lengths"] for row in rows]
-    return {
-        "padded": 2 * len(rows) * max(max(chosen, rejected) for _, chosen, rejected in lengths),
-        "unique": sum(chosen + rejected - prompt for prompt, chosen, rejected in lengths),
-    }
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    rates = {side: len(rows) / statistics.median(found) for side, found in seconds.items()}
+    return {"rows": len(rows), "rows_per_s": rates, "ratio": rates["shared_prefix"] / rates["trl"]}
 
 
 # ---- The report ------------------------------------------------------------------------------------------------------
 
 
-def summary(batch: int, found: dict, sides: list[str]) -> dict:
-    """Figures of one batch size, by side; speed-up and efficiency against TRL."""
-    tokens = next(r["tokens"] for side in sides for r in found[batch, side] if "tokens" in r)
-    padded, unique = (sum(count[name] for count in tokens) for name in ("padded", "unique"))
-    bound = padded / unique
-    result: dict = {"batch_size": batch, "unique_tokens_per_step": unique / len(tokens), "bound": bound, "sides": {}}
-    baseline = [r for r in found[batch, TRL] if "seconds" in r] if TRL in sides else []
-    for side in sides:
-        runs = [r for r in found[batch, side] if "seconds" in r]
-        if not runs:
-            result["sides"][side] = {"out_of_memory": True}
+def summary(batch: int, runs: dict[str, list[dict]]) -> dict:
+    """Figures of one batch size, by side, over all rounds; speed-up and efficiency against TRL on the same steps."""
+    result: dict = {"batch_size": batch, "sides": {}}
+    for side, rounds in runs.items():
+        errors = [run["error"] for run in rounds if "error" in run]
+        if errors:
+            result["sides"][side] = {"error": errors[0]}
             continue
-        # Each step has its own pairs: the median is over rounds, then the mean over steps.
-        seconds = mean_step(runs)
+        padded, unique = (sum(step[name] for run in rounds for step in run["tokens"]) for name in ("padded", "unique"))
+        seconds = [second for run in rounds for second in run["seconds"]]
+        pairs = batch * len(seconds)
+        result |= {"timed_pairs": pairs, "unique_tokens": unique, "bound": padded / unique}
         entry = {
-            "ms_per_step": 1e3 * seconds,
-            "pairs_per_s": batch / seconds,
-            "unique_tokens_per_s": unique / len(tokens) / seconds,
-            "peak_gib": max(r["peak_bytes"] for r in runs) / 2**30,
+            "ms_per_step": 1e3 * statistics.mean(seconds),
+            "pairs_per_s": pairs / sum(seconds),
+            "unique_tokens_per_s": unique / sum(seconds),
+            "peak_gib": max(run["peak_bytes"] for run in rounds) / 2**30,
+            "losses": [run["losses"][0] for run in rounds],
         }
-        flops = peak_flops()
-        if flops:
-            entry["mfu"] = 6 * runs[0]["parameters"] * entry["unique_tokens_per_s"] / flops
-        if baseline:
-            entry["speed_up"] = mean_step(baseline) / seconds
-            entry["efficiency"] = entry["speed_up"] / bound
-            entry["memory_ratio"] = entry["peak_gib"] / (max(r["peak_bytes"] for r in baseline) / 2**30)
-            entry["loss_difference"] = abs(runs[0]["losses"][0] - baseline[0]["losses"][0])
+        if peak_flops():
+            entry["mfu"] = 6 * rounds[0]["parameters"] * entry["unique_tokens_per_s"] / peak_flops()
+        baseline = result["sides"].get("trl", entry if side == "trl" else {"error": "not run"})
+        if "error" not in baseline:
+            entry["speed_up"] = entry["pairs_per_s"] / baseline["pairs_per_s"]
+            entry["efficiency"] = entry["speed_up"] / result["bound"]
+            entry["memory_ratio"] = entry["peak_gib"] / baseline["peak_gib"]
+            entry["loss_difference"] = max(
+                abs(own - other) for own, other in zip(entry["losses"], baseline["losses"], strict=True)
+            )
         result["sides"][side] = entry
     return result
-
-
-def mean_step(runs: list[dict]) -> float:
-    return statistics.mean(statistics.median(times) for times in zip(*(r["seconds"] for r in runs), strict=True))
 
 
 def hardware() -> str:
@@ -340,40 +371,50 @@ def peak_flops() -> float | None:
     return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
 
 
+# Heading, entry of the summary, format.
+COLUMNS = (
+    ("ms/step", "ms_per_step", ".0f"),
+    ("pairs/s", "pairs_per_s", ".2f"),
+    ("unique tokens/s", "unique_tokens_per_s", ",.0f"),
+    ("speed-up", "speed_up", ".2f"),
+    ("efficiency", "efficiency", ".2f"),
+    ("peak GiB", "peak_gib", ".2f"),
+    ("of TRL's", "memory_ratio", ".2f"),
+    ("loss difference", "loss_difference", ".0e"),
+    ("MFU", "mfu", ".1%"),
+)
+
+
 def show(report: dict, console: Console) -> None:
     settings = report["settings"]
     title = f"Mistral {settings['model_size']}, {settings['data']}, max_length {settings['max_length']}"
-    table = Table(title=f"{title}\n{report['hardware']}", title_justify="left")
-    has_mfu = peak_flops() is not None
-    columns = ["pairs", "side", "ms/step", "pairs/s", "unique tokens/s", "speed-up", "bound", "efficiency"]
-    columns += ["peak GiB", "of TRL's", "loss difference"] + ["MFU"] * has_mfu
-    for column in columns:
-        table.add_column(column, justify="left" if column == "side" else "right")
+    table = Table(title=f"{title}, {report['hardware']}", title_justify="left")
+    columns = COLUMNS if peak_flops() else COLUMNS[:-1]
+    table.add_column("pairs a step", justify="right")
+    table.add_column("side")
+    for heading, _, _ in columns:
+        table.add_column(heading, justify="right")
     for step in report["steps"]:
         for side, entry in step["sides"].items():
-            if "out_of_memory" in entry:
-                table.add_row(str(step["batch_size"]), side, "out of memory")
-                continue
-
-            def cell(name: str, form: str, entry=entry) -> str:
-                return format(entry[name], form) if name in entry else "–"
-
-            cells = [
-                str(step["batch_size"]), side, cell("ms_per_step", ".0f"), cell("pairs_per_s", ".2f"),
-                cell("unique_tokens_per_s", ".0f"), cell("speed_up", ".2f"), f"{step['bound']:.2f}",
-                cell("efficiency", ".2f"), cell("peak_gib", ".2f"), cell("memory_ratio", ".2f"),
-                cell("loss_difference", ".1e"),
-            ]  # fmt: skip
-            table.add_row(*cells, *([cell("mfu", ".1%")] if has_mfu else []))
+            cells = [format(entry[name], form) if name in entry else "–" for _, name, form in columns]
+            table.add_row(str(step["batch_size"]), SIDES[side], *([entry["error"]] if "error" in entry else cells))
         table.add_section()
     console.print(table)
-    preparation = report["preparation"]
-    rates = {side: preparation["rows"] / seconds for side, seconds in preparation["seconds"].items()}
-    ours, theirs = rates[PACKED], rates[TRL]
-    console.print(
-        f"Preparation of {preparation['rows']:,} rows in one process: ours {ours:,.0f} rows/s, "
-        f"TRL {theirs:,.0f} rows/s ({ours / theirs:.1f} times)"
-    )
+    for step in report["steps"]:
+        if "bound" in step:
+            console.print(
+                f"{step['batch_size']} pairs a step: {step['timed_pairs']} pairs timed; TRL's padded tokens / unique "
+                f"tokens, the bound on the speed-up that counting tokens gives: {step['bound']:.2f}"
+            )
+    for threads, found in report["preparation"].items():
+        if "error" in found:
+            console.print(f"Preparation, {threads}: {found['error']}")
+            continue
+        ours, theirs = found["rows_per_s"]["shared_prefix"], found["rows_per_s"]["trl"]
+        console.print(
+            f"Preparation of {found['rows']:,} rows in one process, {threads}: ours {ours:,.0f} rows/s, TRL "
+            f"{theirs:,.0f} rows/s ({found['ratio']:.1f} times)"
+        )
 
 
 if __name__ == "__main__":

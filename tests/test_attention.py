@@ -205,7 +205,13 @@ def test_torch_compile_trains_the_same(checkpointing, tokenizer, tmp_path):
     for compiled in (False, True):
         trainer = ORPOTrainer(
             tiny_model(sliding_window=7),
-            settings(tmp_path, torch_compile=compiled, max_steps=3, gradient_checkpointing=checkpointing),
+            settings(
+                tmp_path,
+                torch_compile=compiled,
+                max_steps=3,
+                gradient_checkpointing=checkpointing,
+                pair_layout="shared_prefix",
+            ),
             train_dataset=make_dataset(12),
             processing_class=tokenizer,
         )
@@ -349,6 +355,15 @@ def test_saved_config_is_the_models_own(tmp_path):
     assert (tmp_path / "own/config.json").read_text() == (tmp_path / "packed/config.json").read_text()
 
 
+def test_a_second_trainer_of_one_model_packs_too(tokenizer, tmp_path):
+    model = tiny_model()
+    for _ in range(2):
+        args = settings(tmp_path, pair_layout="shared_prefix", max_steps=1)
+        trainer = ORPOTrainer(model, args, train_dataset=make_dataset(8), processing_class=tokenizer)
+        trainer.train()
+        assert "segments" in trainer.data_collator(trainer.train_dataset.select([0]).to_list())
+
+
 def test_two_models_of_one_process_keep_their_own_attention():
     """Registered under one name, the second model's eager attention would be the first one's."""
     models = [tiny_of_type(name, attn_implementation="eager") for name in ("gemma2", "gpt_oss", "llama")]
@@ -369,7 +384,9 @@ REFUSED = [
     (lambda: tiny_of_type("qwen2_moe", use_sliding_window=True, sliding_window=6, max_window_layers=1), "window"),
     (lambda: tiny_of_type("smollm3", use_sliding_window=False), "window into the mask"),
     (lambda: tiny_of_type("gpt2", reorder_and_upcast_attn=True, attn_implementation="eager"), "reorder_and_upcast"),
-    (lambda: tiny_of_type("gemma3_text", use_bidirectional_attention=True), "use_bidirectional_attention"),
+    (lambda: tiny_of_type("gemma3_text", use_bidirectional_attention=True), "not causal"),
+    (lambda: tiny_of_type("llama", is_causal=False), "is not causal"),
+    (lambda: tiny_of_type("olmoe", sliding_window=6), "no sliding window in its mask"),
     (lambda: tiny_of_type("llama", attn_implementation="flex_attention"), "flex_attention"),
 ]
 
@@ -397,6 +414,17 @@ def test_asking_for_what_is_not_exact_is_an_error(tokenizer, tmp_path):
         ORPOTrainer(
             tiny_of_type("mamba", vocab_size=768), args, train_dataset=make_dataset(8), processing_class=tokenizer
         )
+
+
+def test_a_packed_collator_of_the_user_is_read(tokenizer, tmp_path):
+    def trainer(model):
+        return ORPOTrainer(
+            model, settings(tmp_path), PairCollator(0, layout="shared_prefix"), make_dataset(8), None, tokenizer
+        )
+
+    trainer(tiny_model()).train()
+    with pytest.raises(ValueError, match="MambaForCausalLM"):
+        trainer(tiny_of_type("mamba", vocab_size=768))
 
 
 def test_an_attention_changed_later_is_an_error_not_a_wrong_loss(tokenizer, tmp_path):

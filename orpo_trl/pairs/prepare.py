@@ -128,6 +128,13 @@ def column_names(dataset: Dataset | IterableDataset) -> list[str]:
     return dataset.column_names or list(next(iter(dataset), {}))
 
 
+def longest_rows(pairs: Dataset) -> list[int]:
+    """Tokens of each prepared pair's prompt with its longer response: the length of its rows where they are padded."""
+    table = pairs.with_format("arrow")[:]
+    prompt, *sides = (pc.list_value_length(table[f"{part}_ids"]) for part in ("prompt", "chosen", "rejected"))
+    return pc.add(prompt, pc.max_element_wise(*sides)).to_pylist()
+
+
 def _tokenize_and_drop(batch: Mapping, indices: list[int], name: str, on_malformed: str, **kwargs) -> dict[str, list]:
     """`tokenize_rows` for streams: drops at once what a `Dataset` drops after the report."""
     records = tokenize_rows({column: values for column, values in batch.items() if column in ROW_COLUMNS}, **kwargs)

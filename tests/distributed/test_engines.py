@@ -18,7 +18,9 @@ JOB = {
     "rows": 41, "eval_rows": 3, "nll_only_every": 5,
     "config": {"max_steps": STEPS, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "optim": "adamw_torch"},
 }  # fmt: skip
-TWO = {**JOB["config"], "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+TWO = {
+    **JOB["config"], "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "pair_layout": "shared_prefix",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,8 @@ def curve(result: dict, name: str) -> list[float]:
 # The rows of a rank in one micro-batch, which the budget splits into more where they are long.
 BUDGET = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_tokens_per_micro_batch": 70}
 CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+REENTRANT = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+ACCUMULATED_BUDGET = {"max_tokens_per_micro_batch": 40}
 slow = pytest.mark.slow
 
 
@@ -51,7 +55,9 @@ slow = pytest.mark.slow
         ("zero3", {}),
         ("fsdp2", {}),
         ("zero3", BUDGET),
-        pytest.param("zero3", CHECKPOINTING, marks=slow),
+        pytest.param("zero3", REENTRANT, marks=slow),
+        pytest.param("zero3", ACCUMULATED_BUDGET, marks=slow),
+        pytest.param("fsdp2", ACCUMULATED_BUDGET, marks=slow),
         pytest.param("fsdp2", {**BUDGET, **CHECKPOINTING}, marks=slow),
         pytest.param("zero2", {}, marks=slow),
         pytest.param("zero2", BUDGET, marks=slow),

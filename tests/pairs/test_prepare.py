@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset, IterableDataset
 from datasets.fingerprint import Hasher
 
-from orpo_trl.pairs import MalformedRowsError, PairRules, prepare_pairs
+from orpo_trl.pairs import MalformedRowsError, PairRules, longest_rows, prepare_pairs
 from orpo_trl.pairs.load import ROW_COLUMN, SOURCE_COLUMN
 
 GOOD = {"prompt": "What does a cow say?", "chosen": " moo", "rejected": " meow"}
@@ -178,3 +178,12 @@ def test_several_processes_give_the_same_pairs(tokenizer):
     one, _ = prepare_pairs(dataset, tokenizer, PairRules())
     two, _ = prepare_pairs(dataset, tokenizer, PairRules(), num_proc=2)
     assert one[:] == two[:]
+
+
+def test_longest_rows_are_prompts_with_the_longer_response():
+    pairs = [
+        {"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4, 5, 6]},
+        {"prompt_ids": [1], "chosen_ids": [3, 4], "rejected_ids": [4]},
+        {"prompt_ids": [1, 2, 3], "chosen_ids": [3], "rejected_ids": None},
+    ]
+    assert longest_rows(Dataset.from_list(pairs)) == [5, 3, 4]

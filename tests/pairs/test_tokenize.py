@@ -193,8 +193,16 @@ def test_wrong_token_ids_are_malformed(tokenizer, ids, received):
 def test_each_text_is_encoded_once_and_in_one_call(tokenizer, monkeypatch):
     """TRL calls the tokenizer five times a row (known failure 19)."""
     calls = []
-    encode = tokenization._encode
-    monkeypatch.setattr(tokenization, "_encode", lambda texts, own: calls.append(texts) or encode(texts, own))
+
+    class Counted:
+        def __getattr__(self, name):
+            return getattr(tokenizer._tokenizer, name)
+
+        def encode_batch_fast(self, texts, **kwargs):
+            calls.append(texts)
+            return tokenizer._tokenizer.encode_batch_fast(texts, **kwargs)
+
+    monkeypatch.setattr(type(tokenizer), "backend_tokenizer", Counted())
     batch = {"prompt": ["a", "b"], "chosen": [" c", " d"], "rejected": [" e", None]}
     tokenize_rows(batch, tokenizer, PairRules())
     assert calls == [["a", "a c", "a e", "b", "b d"]]

@@ -1,0 +1,79 @@
+"""scripts/benchmark.py on a CPU, as its help says to run it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from helpers import REPOSITORY, make_rows
+
+SCRIPT = REPOSITORY / "scripts" / "benchmark.py"
+
+
+def run(*arguments: str, cwd, check: bool = True) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "2"}
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=check
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data file and a tokenizer, named relative to the folder that the command runs in."""
+    rows = [{name: row[name].strip() or "a" for name in row} for row in make_rows(40)]
+    # Text of the tokenizer's own words, ended so that no token spans prompt and response.
+    rows = [{**row, "chosen": "\n" + row["chosen"], "rejected": "\n" + row["rejected"]} for row in rows]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tokenizer").symlink_to(REPOSITORY / "recipes" / "quickstart" / "model")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_all_sides_train_on_the_same_pairs(folder):
+    done = run(
+        *"--data pairs.jsonl --tokenizer tokenizer --model-size 10m --batch-size 2 --pairs 4 --rounds 2".split(),
+        *"--max-length 128 --json out.json".split(),
+        cwd=folder,
+    )
+    report = json.loads((folder / "out.json").read_text())
+    (step,) = report["steps"]
+    assert step["timed_pairs"] == 8
+    assert step["bound"] > 1
+    assert set(step["sides"]) == {"trl", "padded", "shared_prefix"}
+    for entry in step["sides"].values():
+        assert entry["loss_difference"] < 1e-5
+        assert entry["speed_up"] == pytest.approx(entry["pairs_per_s"] / step["sides"]["trl"]["pairs_per_s"])
+        assert entry["efficiency"] == pytest.approx(entry["speed_up"] / step["bound"])
+    assert set(report["preparation"]) == {"one thread", "all threads"}
+    assert "ours, shared prefix" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_side_that_fails_is_named_and_the_others_are_reported(folder):
+    run(
+        *"--data pairs.jsonl --tokenizer tokenizer --model-size 10m --batch-size 2 --pairs 2 --rounds 1".split(),
+        *"--max-length 128 --optim nonsense --without trl padded --json out.json".split(),
+        cwd=folder,
+    )
+    report = json.loads((folder / "out.json").read_text())
+    assert "nonsense" in report["steps"][0]["sides"]["shared_prefix"]["error"]
+    assert report["preparation"]["all threads"]["rows"] == 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "--data and --tokenizer are required"),
+        ("--data absent.jsonl --tokenizer tokenizer", "the file absent.jsonl does not exist"),
+        ("--data pairs.jsonl --tokenizer tokenizer --rounds 0", "--rounds must be at least 1"),
+        ("--data pairs.jsonl --tokenizer tokenizer --batch-size 32", "comparable rows"),
+        ("--data bad.jsonl --tokenizer tokenizer", "row 1: expected the strings"),
+    ],
+)
+def test_wrong_input_is_named(arguments, message, folder):
+    (folder / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a"}\n')
+    done = run(*arguments.split(), cwd=folder, check=False)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,88 @@
+"""The samplers' promise: each row is used once, and the rows of an optimiser step do not depend on who shares them."""
+
+import itertools
+
+from datasets import IterableDataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orpo_trl.sampling import GlobalBatchSampler, StreamedBatches
+
+STRATEGIES = ["random", "sequential", "group_by_length", "batch_rebalance"]
+
+
+@given(
+    st.integers(1, 60), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.sampled_from(STRATEGIES),
+    st.integers(0, 2), st.booleans(),
+)  # fmt: skip
+def test_each_row_is_dealt_once_and_to_the_step_that_one_process_puts_it_in(
+    rows, batch_size, ranks, accumulation, strategy, epoch, is_padded
+):
+    lengths = [(7 * i) % 13 + 1 for i in range(rows)]
+
+    def steps(ranks: int, accumulation: int, batch_size: int) -> list[list[int]]:
+        micro_batches = []
+        for rank in range(ranks):
+            sampler = GlobalBatchSampler(
+                lengths, batch_size, ranks, rank, accumulation, strategy, seed=3, is_padded=is_padded
+            )
+            sampler.set_epoch(epoch)
+            micro_batches.append(list(sampler))
+            assert len(micro_batches[-1]) == len(sampler)
+        slots = [sum(slot, []) for slot in zip(*micro_batches, strict=True)]
+        return [sorted(sum(slots[k : k + accumulation], [])) for k in range(0, len(slots), accumulation)]
+
+    split = steps(ranks, accumulation, batch_size)
+    assert sorted(sum(split, [])) == list(range(rows))
+    assert split == steps(1, 1, batch_size * ranks * accumulation)
+
+
+@given(st.integers(0, 40), st.integers(1, 4), st.integers(1, 3))
+def test_stream_is_dealt_once_and_in_as_many_micro_batches_to_each_rank(rows, batch_size, ranks):
+    stream = IterableDataset.from_generator(lambda: ({"row": k} for k in range(rows)))
+    parts = [list(StreamedBatches(stream, batch_size, ranks, rank)) for rank in range(ranks)]
+    slots = [sum(slot, []) for slot in zip(*parts, strict=True)]
+    assert [row["row"] for slot in slots for row in slot] == list(range(rows))
+    assert all(len(slot) == batch_size * ranks for slot in slots[:-1])
+
+
+@given(st.lists(st.integers(1, 50), min_size=72, max_size=72), st.integers(1, 4), st.integers(1, 3))
+def test_rebalancing_evens_out_the_tokens_of_ranks_and_steps(lengths, ranks, accumulation):
+    loads = []
+    for rank in range(ranks):
+        sampler = GlobalBatchSampler(
+            lengths, 72 // (ranks * accumulation), ranks, rank, accumulation, "batch_rebalance", is_padded=False
+        )
+        loads += [sum(lengths[row] for row in rows) for rows in sampler]
+    # Longest first leaves no two groups further apart than one row.
+    assert max(loads) - min(loads) <= max(lengths)
+
+
+def test_endless_stream_starts_again_and_is_never_short():
+    stream = IterableDataset.from_generator(lambda: ({"row": k} for k in range(5)))
+    batches = itertools.islice(StreamedBatches(stream, 2, endless=True), 4)
+    assert [[row["row"] for row in batch] for batch in batches] == [[0, 1], [2, 3], [4, 0], [1, 2]]
+
+
+def test_full_micro_batches_hold_batch_size_rows_in_order():
+    """The micro-batches of `torch.utils.data.BatchSampler`, which `micro_batch_mean` reproduces TRL with."""
+    sampler = GlobalBatchSampler([1] * 21, 4, accumulation=2)
+    assert [len(batch) for batch in sampler] == [4, 4, 4, 4, 4, 1]
+    assert sum(sampler, []) == list(range(21))
+
+
+def test_drop_last_leaves_out_the_partial_step():
+    sampler = GlobalBatchSampler([1] * 21, 4, accumulation=2, drop_last=True)
+    assert sum(sampler, []) == list(range(16))
+    assert len(sampler) == 4
+
+
+def test_epochs_differ_and_seeds_repeat():
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = GlobalBatchSampler([1] * 50, 5, strategy="random", seed=seed)
+        sampler.set_epoch(epoch)
+        return sum(sampler, [])
+
+    assert order(1, 0) != order(1, 1)
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(2, 0)
