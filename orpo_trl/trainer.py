@@ -236,7 +236,6 @@ class ORPOTrainer(SFTTrainer):
             strategy=self._sampling_strategy(),
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             drop_last=self.args.dataloader_drop_last,
-            is_padded=self._is_padded,
         )
         if not len(sampler):
             raise ValueError(
@@ -275,11 +274,11 @@ class ORPOTrainer(SFTTrainer):
     def _sampler(self, dataset: Dataset, batch_size: int, **kwargs) -> GlobalBatchSampler:
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         lengths = longest_rows(dataset) if self._is_padded else dataset["length"][:]
-        return GlobalBatchSampler(lengths, batch_size, ranks, rank, **kwargs)
+        return GlobalBatchSampler(lengths, batch_size, ranks, rank, is_padded=self._is_padded, **kwargs)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, totals = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.args.max_tokens_per_micro_batch is not None and self.accelerator.num_processes > 1:
+        if batches and self.args.max_tokens_per_micro_batch is not None and self.accelerator.num_processes > 1:
             # Ranks must take part in each other's collectives, so all run as many parts as the one that has most.
             counts = torch.tensor([len(micro_batches(batch)) for batch in batches], device=device)
             most = self.accelerator.gather(counts).view(-1, len(batches)).amax(0).tolist()

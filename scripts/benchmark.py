@@ -31,7 +31,7 @@ SIDES = {"trl": "TRL", "padded": "ours, padded", "shared_prefix": "ours, shared 
 # hidden size, intermediate size, layers, attention heads, key-value heads
 MODEL_SIZES = {
     "10m": (256, 896, 4, 4, 2),
-    "60m": (512, 1792, 8, 8, 4),
+    "90m": (512, 1792, 16, 8, 4),
     "1b": (2048, 5632, 22, 32, 4),
     "7b": (4096, 14336, 32, 32, 8),
 }
@@ -103,7 +103,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--data", type=Path, help="JSON lines with the strings `prompt`, `chosen` and `rejected`")
     parser.add_argument("--tokenizer", help="Hub id or folder")
-    parser.add_argument("--model-size", choices=MODEL_SIZES, default="60m", help="default: %(default)s")
+    parser.add_argument("--model-size", choices=MODEL_SIZES, default="90m", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 4, 8], metavar="PAIRS", help="per step")
     parser.add_argument("--max-length", type=int, default=1024, metavar="TOKENS", help="default: %(default)s")
     parser.add_argument("--pairs", type=int, default=16, help="timed in each round (default: %(default)s)")
