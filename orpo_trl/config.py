@@ -182,6 +182,8 @@ class ORPOConfig(SFTConfig):
             problems.append("`nll_reduction: max_length` divides by max_length - 1, but `max_length` is None")
         if self.nll_reduction == "micro_batch_mean" and self.max_tokens_per_micro_batch is not None:
             problems.append("`max_tokens_per_micro_batch` would change the loss of `nll_reduction: micro_batch_mean`")
+        if self.activation_offloading and not torch.accelerator.is_available():
+            problems.append("`activation_offloading: true` moves activations from an accelerator, and there is none")
         if self.is_encoder_decoder:
             problems.append("`is_encoder_decoder: true`: encoder-decoder models are not supported")
         return problems

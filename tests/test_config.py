@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+import torch
 from trl import SFTConfig
 from trl.experimental.orpo import ORPOConfig as TRLConfig
 
@@ -84,6 +85,11 @@ def test_every_argument_of_sft_is_known(tmp_path):
         (
             {"max_tokens_per_micro_batch": 4096, "nll_reduction": "micro_batch_mean"},
             "`max_tokens_per_micro_batch` would change the loss of `nll_reduction: micro_batch_mean`",
+        ),
+        pytest.param(
+            {"activation_offloading": True},
+            "`activation_offloading: true` moves activations from an accelerator",
+            marks=pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator"),
         ),
         ({"on_malformed": "ignore"}, "`on_malformed` must be one of error, drop"),
     ],
