@@ -195,6 +195,8 @@ def load_tokenizer(name: str):
 
     tokenizer = AutoTokenizer.from_pretrained(name)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    if tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
+        tokenizer.bos_token = None  # TRL would put it first, where the tokenizer itself does not
     return tokenizer
 
 
