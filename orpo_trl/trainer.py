@@ -136,22 +136,16 @@ class ORPOTrainer(SFTTrainer):
                 "The tokenizer has %d tokens and the model embeds %d: a row with one of the others will fail.",
                 len(self._tokenizer), vocabulary,
             )  # fmt: skip
+        layout = self._layout(args.pair_layout if data_collator is None else getattr(data_collator, "layout", "padded"))
+        self._is_padded = layout == "padded"
         if data_collator is None:
             # SFTTrainer has settled the pad token while making its own collator, which is for texts.
             padding = self._tokenizer.pad_token_id if args.padding_value is None else args.padding_value
             self.data_collator = PairCollator(
-                padding,
-                args.nll_scope,
-                args.nll_reduction,
-                args.max_length,
-                args.pad_to_multiple_of,
-                self._layout(args.pair_layout),
+                padding, args.nll_scope, args.nll_reduction, args.max_length, args.pad_to_multiple_of, layout
             )
         elif args.max_tokens_per_micro_batch is not None and not hasattr(data_collator, "positions"):
             raise ValueError("`max_tokens_per_micro_batch` needs a `data_collator` that counts `positions`.")
-        else:
-            self._layout(getattr(data_collator, "layout", "padded"))
-        self._is_padded = getattr(self.data_collator, "layout", "padded") == "padded"
         if args.disable_dropout:
             disable_dropout(self.model)
         if self.args.device.type == "cpu":

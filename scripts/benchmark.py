@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = read_rows(options.data, options.rows)
     kept = comparable(rows, load_tokenizer(options.tokenizer), options.max_length)
     sides = [side for side in SIDES if side not in options.without]
+    plan = {batch: pairs_of_rounds(kept, batch, options) for batch in options.batch_size}
     report = {
         "date": time.strftime("%Y-%m-%d"),
         "hardware": hardware(),
@@ -73,10 +74,10 @@ def main(arguments: list[str] | None = None) -> int:
             options.json.write_text(json.dumps(report, indent=2) + "\n")
 
     with Progress(console=console) as progress:
-        task = progress.add_task("", total=len(options.batch_size) * options.rounds * len(sides) + 2)
-        for batch in options.batch_size:
+        task = progress.add_task("", total=len(plan) * options.rounds * len(sides) + 2)
+        for batch, rounds in plan.items():
             runs = {side: [] for side in sides}
-            for pairs in pairs_of_rounds(kept, batch, options):
+            for pairs in rounds:
                 for side in sides:
                     progress.update(task, description=f"{SIDES[side]}, {batch} pairs a step")
                     runs[side].append(run_measurement({**job_of(options), "batch_size": batch, "side": side}, pairs))
@@ -133,6 +134,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         value = getattr(options, name)
         if min(value if isinstance(value, list) else [value]) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if options.json and not options.json.parent.is_dir():
+        parser.error(f"--json: the folder {options.json.parent} does not exist")
     if Path(options.tokenizer).is_dir():  # measurements run in a folder of their own
         options.tokenizer = str(Path(options.tokenizer).resolve())
     return options
@@ -181,8 +184,13 @@ def read_rows(path: Path, count: int) -> list[dict]:
     rows = []
     with path.open() as lines:
         for number, line in zip(range(count), lines, strict=False):
-            row = json.loads(line)
-            if not all(isinstance(row.get(name), str) for name in ("prompt", "chosen", "rejected")):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise SystemExit(f"benchmark.py: {path}, row {number}: not JSON ({error})") from error
+            if not isinstance(row, dict) or not all(
+                isinstance(row.get(name), str) for name in ("prompt", "chosen", "rejected")
+            ):
                 raise SystemExit(
                     f"benchmark.py: {path}, row {number}: expected the strings `prompt`, `chosen` and `rejected`"
                 )
@@ -193,7 +201,10 @@ def read_rows(path: Path, count: int) -> list[dict]:
 def load_tokenizer(name: str):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"benchmark.py: --tokenizer {name}: {error}") from error
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     if tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
         tokenizer.bos_token = None  # TRL would put it first, where the tokenizer itself does not

@@ -69,6 +69,9 @@ def test_a_side_that_fails_is_named_and_the_others_are_reported(folder):
         ("--data pairs.jsonl --tokenizer tokenizer --rounds 0", "--rounds must be at least 1"),
         ("--data pairs.jsonl --tokenizer tokenizer --batch-size 32", "comparable rows"),
         ("--data bad.jsonl --tokenizer tokenizer", "row 1: expected the strings"),
+        ("--data tokenizer/config.json --tokenizer tokenizer", "config.json, row 0: not JSON"),
+        ("--data pairs.jsonl --tokenizer absent", "--tokenizer absent: "),
+        ("--data pairs.jsonl --tokenizer tokenizer --json absent/out.json", "the folder absent does not exist"),
     ],
 )
 def test_wrong_input_is_named(arguments, message, folder):
