@@ -1,17 +1,20 @@
 """Typed settings of a run: `ORPOConfig` for the trainer, `ModelArguments` and `DataArguments` for the entry point."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field
 from transformers.utils import is_torch_xla_available
 from trl import ModelConfig, SFTConfig
+from typing_extensions import Required, TypedDict
 
 NLL_SCOPES = ("sequence", "completion")
 NLL_REDUCTIONS = ("token_mean", "micro_batch_mean", "sequence_mean", "max_length")
 PAIR_LAYOUTS = ("auto", "shared_prefix", "padded")
 SAMPLING_STRATEGIES = ("auto", "random", "sequential", "group_by_length", "batch_rebalance")
 MALFORMED_ACTIONS = ("error", "drop")
+PROMPT_TURNS = ("all", "first")
 
 # Arguments that SFTConfig inherits or defines and that mean nothing for preference pairs, with what to use instead.
 # Each must keep its default: accepting a value and ignoring it would train something else than what was asked.
@@ -37,6 +40,18 @@ _MEANINGLESS = {
 }
 
 
+class SettingsError(ValueError):
+    """Settings that are out of range, contradictory or without meaning.
+
+    Attributes:
+        problems: one sentence each, which names its keys in backticks.
+    """
+
+    def __init__(self, owner: str, problems: list[str]):
+        super().__init__(f"{owner}:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        self.problems = problems
+
+
 @dataclass
 class ORPOConfig(SFTConfig):
     """Settings of `ORPOTrainer`: those of ORPO below, and every one of `trl.SFTConfig` that means something for pairs.
@@ -47,7 +62,7 @@ class ORPOConfig(SFTConfig):
     synchronisation per micro-batch.
 
     Raises:
-        ValueError: listing every argument that is out of range, contradictory, or without meaning for pairs.
+        SettingsError: listing every argument that is out of range, contradictory, or without meaning for pairs.
     """
 
     learning_rate: float = field(default=5e-6, metadata={"help": "Initial learning rate."})
@@ -123,6 +138,15 @@ class ORPOConfig(SFTConfig):
             "turn (HH-RLHF strings as their turns). Off: strings are trained on as they stand, as in TRL."
         },
     )
+    prompt_turns: str = field(
+        default="all",
+        metadata={
+            "help": "Turns of a conversation that count as its prompt: 'all' but the last answer, or the 'first', up "
+            "to the first answer, so that the odds ratio also covers all later turns, the user's included (Capybara's "
+            "released weights).",
+            "choices": list(PROMPT_TURNS),
+        },
+    )
     on_malformed: str = field(
         default="error",
         metadata={
@@ -149,7 +173,7 @@ class ORPOConfig(SFTConfig):
     def __post_init__(self):
         problems = [*self._range_problems(), *self._meaningless_problems()]
         if problems:
-            raise ValueError("ORPOConfig:\n" + "\n".join(f"  - {problem}" for problem in problems))
+            raise SettingsError("ORPOConfig", problems)
         if not torch.accelerator.is_available() and not is_torch_xla_available():
             # Unless told so, accelerate looks for a GPU backend, finds none, and lets each process of a distributed
             # launch believe that it is alone.
@@ -165,6 +189,7 @@ class ORPOConfig(SFTConfig):
             ("nll_reduction", NLL_REDUCTIONS),
             ("pair_layout", PAIR_LAYOUTS),
             ("train_sampling_strategy", SAMPLING_STRATEGIES),
+            ("prompt_turns", PROMPT_TURNS),
             ("on_malformed", MALFORMED_ACTIONS),
         ):
             if getattr(self, name) not in allowed:
@@ -177,7 +202,15 @@ class ORPOConfig(SFTConfig):
         ):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
-                problems.append(f"`{name}` must be at least {least} tokens, or None for no limit; got {value!r}")
+                problems.append(f"`{name}` must be {least} or more, in tokens, or None for no limit; got {value!r}")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                problems.append(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "warmup_steps", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                problems.append(f"`{name}` must be at least 0, got {getattr(self, name)}")
+        if self.max_steps <= 0 and not self.num_train_epochs > 0:
+            problems.append(f"`num_train_epochs` must be above 0, got {self.num_train_epochs}")
         if self.nll_reduction == "max_length" and self.max_length is None:
             problems.append("`nll_reduction: max_length` divides by max_length - 1, but `max_length` is None")
         if self.nll_reduction == "micro_batch_mean" and self.max_tokens_per_micro_batch is not None:
@@ -218,6 +251,25 @@ class ModelArguments(ModelConfig):
     )
 
 
+class DatasetSource(TypedDict, total=False):
+    """One source of pairs in `datasets` or `eval_datasets`, with the keys of TRL's `DatasetConfig` and `weight`.
+
+    `columns` is a list of columns to read, or a mapping of our names to the source's, such as
+    `{prompt: question, chosen: preferred, rejected: other}`.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    path: Required[str]
+    name: str | None
+    data_dir: str | None
+    data_files: str | list[str] | dict[str, str] | None
+    split: str
+    columns: list[str] | dict[str, str] | None
+    fraction: Annotated[float, Field(gt=0)] | None
+    weight: Annotated[float, Field(gt=0)] | None
+
+
 @dataclass
 class DataArguments:
     """Which pairs to train and evaluate on. Names and meanings are those of TRL's scripts.
@@ -236,14 +288,63 @@ class DataArguments:
     dataset_streaming: bool = field(
         default=False, metadata={"help": "Read rows while training instead of before it; needs `max_steps`."}
     )
-    datasets: list[dict] = field(
+    datasets: list[DatasetSource] = field(
         default_factory=list,
         metadata={
             "help": "Several sources in place of `dataset_name`: a list of mappings with `path` and optionally "
-            "`name`, `data_dir`, `data_files`, `split`, `columns` and `fraction`, as in TRL."
+            "`name`, `data_dir`, `data_files`, `split`, `columns` (a list, or a mapping of our names to the source's), "
+            "`fraction` (share of the mixture, as in TRL; no row is repeated) or `weight` (how often its rows are "
+            "used: 0.5 a random half of them, 2 each twice)."
+        },
+    )
+    eval_datasets: dict[str, DatasetSource] = field(
+        default_factory=dict,
+        metadata={
+            "help": "Sources to evaluate on, each for itself, in place of `dataset_test_split`: a mapping of labels, "
+            "which the metrics carry (`eval_LABEL_loss`), to entries as in `datasets`."
         },
     )
     test_split_size: float | None = field(
         default=None,
         metadata={"help": "Share (below 1) or number of training rows to hold out, where there is no test split."},
     )
+
+    def problems(self, with_test: bool) -> list[str]:
+        """What keeps these settings from naming the rows to train on and, where asked for, to evaluate on."""
+        problems = []
+        if bool(self.dataset_name) == bool(self.datasets):
+            given = "both" if self.dataset_name else "neither"
+            problems.append(f"Set one of `dataset_name` and `datasets`; received {given}")
+        held_out = self.test_split_size is not None
+        if held_out and not with_test:
+            problems.append("`test_split_size` holds rows out to evaluate on, but `eval_strategy` is 'no'")
+        if self.eval_datasets and not with_test:
+            problems.append("`eval_datasets` names rows to evaluate on, but `eval_strategy` is 'no'")
+        if held_out and self.eval_datasets:
+            problems.append("Set one of `test_split_size` and `eval_datasets`; received both")
+        if held_out and not self.test_split_size > 0:
+            problems.append(f"`test_split_size` must be above 0, got {self.test_split_size}")
+        if held_out and self.dataset_streaming:
+            problems.append("`test_split_size` cannot split a stream: set `dataset_streaming: false`")
+        if self.datasets and with_test and not held_out and not self.eval_datasets:
+            problems.append(
+                "`datasets` has no test split: set `test_split_size` or `eval_datasets`, or `eval_strategy: no`"
+            )
+        shares = [entry.get("fraction") for entry in self.datasets]
+        weights = [entry.get("weight") for entry in self.datasets]
+        if any(shares) and (self.dataset_streaming or not all(shares) or any(weights)):
+            problems.append(
+                "`fraction` must be set for all entries of `datasets` or for none, without `weight`, not for streams"
+            )
+        if any(weights) and self.dataset_streaming:
+            problems.append("`weight` in `datasets` needs the number of rows: set `dataset_streaming: false`")
+        if held_out and any(weight and weight > 1 for weight in weights):
+            problems.append(
+                "`weight` above 1 repeats rows, some of which `test_split_size` would hold out and train on"
+            )
+        problems += [
+            f"`eval_datasets.{label}`: `fraction` and `weight` are for rows to train on"
+            for label, entry in self.eval_datasets.items()
+            if {"fraction", "weight"} & set(entry)
+        ]
+        return problems

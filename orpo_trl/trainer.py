@@ -175,9 +175,8 @@ class ORPOTrainer(SFTTrainer):
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         """Called by SFTTrainer for each dataset that it is given, at construction and by `evaluate`."""
-        rules = PairRules(args.max_length, args.max_prompt_length, args.max_completion_length, args.strings_as_messages)
         prepared, report = prepare_pairs(
-            dataset, self._tokenizer, rules, dataset_name, args.on_malformed, args.dataset_num_proc
+            dataset, self._tokenizer, PairRules.of(args), dataset_name, args.on_malformed, args.dataset_num_proc
         )
         if report is not None:
             self.preparation_reports[dataset_name] = report

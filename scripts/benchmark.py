@@ -27,6 +27,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from orpo_trl.preflight.compute import find_device
+
 SIDES = {"trl": "TRL", "padded": "ours, padded", "shared_prefix": "ours, shared prefix"}
 # hidden size, intermediate size, layers, attention heads, key-value heads
 MODEL_SIZES = {
@@ -35,8 +37,6 @@ MODEL_SIZES = {
     "1b": (2048, 5632, 22, 32, 4),
     "7b": (4096, 14336, 32, 32, 8),
 }
-# Dense bf16 FLOP/s, from the makers' data sheets, by a part of torch's device name; the first that fits.
-PEAK_FLOPS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets")
 
 
@@ -380,8 +380,8 @@ def hardware() -> str:
 
 
 def peak_flops() -> float | None:
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+    device = find_device(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    return device and device.peak_flops
 
 
 # Heading, entry of the summary, format.

@@ -3,7 +3,8 @@
     accelerate launch scripts/run_orpo.py recipes/quickstart.yaml
     accelerate launch scripts/run_orpo.py recipes/mistral_beta.yaml --learning_rate 1e-5
 
-Every key of a recipe can be overridden by `--key value`; `--help` lists them all.
+Every key of a recipe can be overridden by `--key value`. `orpo-trl schema` lists them, `orpo-trl check RECIPE` looks at
+a recipe before it is trained, and `orpo-trl train RECIPE` finds the command line for an engine.
 """
 
 import logging
@@ -18,9 +19,11 @@ from transformers import set_seed
 from trl import get_peft_config, get_quantization_config
 
 from orpo_trl import ORPOTrainer
+from orpo_trl.engine import start_deepspeed_on_cpu
 from orpo_trl.model import build_from_scratch, load_tokenizer, model_init_kwargs
 from orpo_trl.pairs import MalformedRowsError, load_pairs
-from orpo_trl.recipe import RecipeError, parse_recipe
+from orpo_trl.recipe.files import RecipeError
+from orpo_trl.recipe.parse import parse_recipe
 
 # Held-out metrics that the closing table shows, in this order.
 SUMMARY = {
@@ -36,14 +39,17 @@ SUMMARY = {
 
 def main(arguments: list[str]) -> None:
     # ---- Parse -------------------------------------------------------------------------------------------------------
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
     try:
         model_args, data_args, training_args = parse_recipe(arguments)
     except RecipeError as error:
         fail(error)
+    if training_args.deepspeed and training_args.use_cpu:
+        start_deepspeed_on_cpu()
     set_up_logging()
     set_seed(training_args.seed)
-    if model_args.model_name_or_path is None:
-        fail("set `model_name_or_path` to a Hub id or a folder")
 
     # ---- Data --------------------------------------------------------------------------------------------------------
     with_test = training_args.eval_strategy != "no"

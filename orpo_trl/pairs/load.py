@@ -1,12 +1,12 @@
 """Names of datasets, as a recipe gives them, to datasets whose rows know where they come from."""
 
 from pathlib import Path
-from typing import Any
 
 import datasets
+import numpy as np
 from datasets import Dataset, IterableDataset
 
-from orpo_trl.config import DataArguments
+from orpo_trl.config import DataArguments, DatasetSource, SettingsError
 from orpo_trl.pairs.rows import ROW_COLUMNS
 
 # Columns that name the origin of a row in errors and reports. Row numbers count from 0.
@@ -14,12 +14,11 @@ SOURCE_COLUMN = "orpo_source"
 ROW_COLUMN = "orpo_row"
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
-_MIXTURE_KEYS = {"path", "name", "data_dir", "data_files", "split", "columns", "fraction"}
 
 
 def load_pairs(
     arguments: DataArguments, with_test: bool, seed: int = 42
-) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
+) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None]:
     """The train and, where asked for, the test rows that the arguments name.
 
     Args:
@@ -28,58 +27,46 @@ def load_pairs(
         seed: decides which rows `test_split_size` holds out, the same in every process.
 
     Returns:
-        Train and test datasets; rows carry their source and row number in `SOURCE_COLUMN` and `ROW_COLUMN`.
+        Train and test datasets, the latter by label where `eval_datasets` names them; rows carry their source and row
+        number in `SOURCE_COLUMN` and `ROW_COLUMN`.
 
     Raises:
-        ValueError: where no source is named, two are, or there is nothing to evaluate on; with the key to set.
+        SettingsError: where no source is named, two are, or there is nothing to evaluate on; with the key to set.
+        ValueError: where a split or a column does not exist, or sources do not fit together.
         FileNotFoundError: naming a local file or folder that does not exist.
     """
-    if bool(arguments.dataset_name) == bool(arguments.datasets):
-        given = "both" if arguments.dataset_name else "neither"
-        raise ValueError(f"Set one of `dataset_name` and `datasets`; received {given}.")
-    if arguments.test_split_size is not None and not with_test:
-        raise ValueError("`test_split_size` holds rows out to evaluate on, but `eval_strategy` is 'no'.")
+    problems = arguments.problems(with_test)
+    if problems:
+        raise SettingsError("DataArguments", problems)
     streaming = arguments.dataset_streaming
     if arguments.datasets:
-        train = _load_mixture(arguments.datasets, streaming)
+        train = _load_mixture(arguments.datasets, streaming, seed)
     else:
         source = {"path": arguments.dataset_name, "name": arguments.dataset_config}
         train = _load_source({**source, "split": arguments.dataset_train_split}, streaming)
     if not with_test:
         return train, None
+    if arguments.eval_datasets:
+        return train, {label: _load_source(entry, streaming) for label, entry in arguments.eval_datasets.items()}
     if arguments.test_split_size is not None:
-        if streaming:
-            raise ValueError("`test_split_size` cannot split a stream: set `dataset_streaming: false`.")
         size = arguments.test_split_size
         split = train.train_test_split(test_size=int(size) if size >= 1 else size, seed=seed)
         return split["train"], split["test"]
-    if arguments.datasets:
-        raise ValueError("`datasets` has no test split: set `test_split_size`, or `eval_strategy: 'no'`.")
     return train, _load_source({**source, "split": arguments.dataset_test_split}, streaming)
 
 
-def _load_mixture(entries: list[dict[str, Any]], streaming: bool) -> Dataset | IterableDataset:
-    if not isinstance(entries, list):
-        raise ValueError(f"`datasets` must be a list of mappings with `path`, got {type(entries).__name__}.")
-    for position, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise ValueError(f"`datasets` entry {position} must be a mapping with `path`, got {entry!r}.")
-        unknown = set(entry) - _MIXTURE_KEYS
-        if unknown or "path" not in entry:
-            problem = f"has unknown keys {', '.join(sorted(unknown))}" if unknown else "has no `path`"
-            raise ValueError(f"`datasets` entry {position} {problem}; its keys are {', '.join(sorted(_MIXTURE_KEYS))}.")
+def _load_mixture(entries: list[DatasetSource], streaming: bool, seed: int) -> Dataset | IterableDataset:
     sources = [_load_source(entry, streaming) for entry in entries]
-    fractions = [entry.get("fraction") for entry in entries]
-    if any(fraction is not None for fraction in fractions):
-        if streaming or None in fractions:
-            raise ValueError("`fraction` must be set for all entries of `datasets` or for none, and not for streams.")
-        for position, fraction in enumerate(fractions):
-            if not isinstance(fraction, (int, float)) or not fraction > 0:
-                raise ValueError(f"`fraction` of `datasets` entry {position} must be above 0, got {fraction!r}.")
+    if all(entry.get("fraction") for entry in entries):
         # As in TRL: the largest mixture of these shares that repeats no row.
-        shares = [fraction / sum(fractions) for fraction in fractions]
-        total = min(len(source) / share for source, share in zip(sources, shares, strict=True))
-        sources = [source.select(range(round(share * total))) for source, share in zip(sources, shares, strict=True)]
+        total = sum(entry["fraction"] for entry in entries)
+        shares = [entry["fraction"] / total for entry in entries]
+        rows = min(len(source) / share for source, share in zip(sources, shares, strict=True))
+        sources = [source.select(range(round(share * rows))) for source, share in zip(sources, shares, strict=True)]
+    sources = [
+        _repeat(source, entry["weight"], seed) if entry.get("weight") else source
+        for source, entry in zip(sources, entries, strict=True)
+    ]
     try:
         return datasets.concatenate_datasets(sources)
     except ValueError as error:
@@ -90,7 +77,14 @@ def _load_mixture(entries: list[dict[str, Any]], streaming: bool) -> Dataset | I
         ) from error
 
 
-def _load_source(entry: dict[str, Any], streaming: bool) -> Dataset | IterableDataset:
+def _repeat(dataset: Dataset, weight: float, seed: int) -> Dataset:
+    """Every row `weight` times: all of them as often as it goes, and a random part of them once more."""
+    whole, part = divmod(round(weight * len(dataset)), len(dataset))
+    chosen = np.random.default_rng(seed).permutation(len(dataset))[:part]
+    return dataset.select(np.concatenate([np.tile(np.arange(len(dataset)), whole), np.sort(chosen)]).astype(int))
+
+
+def _load_source(entry: DatasetSource, streaming: bool) -> Dataset | IterableDataset:
     path, split = entry["path"], entry.get("split") or "train"
     options = {key: entry[key] for key in ("name", "data_dir", "data_files") if entry.get(key) is not None}
     local = Path(path).expanduser()
@@ -113,10 +107,25 @@ def _load_source(entry: dict[str, Any], streaming: bool) -> Dataset | IterableDa
         reason = error.__cause__ or error
         reason = "it has no rows" if isinstance(reason, StopIteration) else reason
         raise ValueError(f"The split {split!r} of the dataset {path!r} could not be loaded: {reason}") from error
-    columns = entry.get("columns") or [column for column in dataset.column_names or [] if column in ROW_COLUMNS]
-    if columns:
-        dataset = dataset.select_columns(columns)
+    dataset = _choose_columns(dataset, entry)
     return _note_origin(dataset, path if split == "train" else f"{path}:{split}")
+
+
+def _choose_columns(dataset: Dataset | IterableDataset, entry: DatasetSource) -> Dataset | IterableDataset:
+    has = dataset.column_names
+    columns = entry.get("columns") or [column for column in has or [] if column in ROW_COLUMNS]
+    theirs = list(columns.values()) if isinstance(columns, dict) else columns
+    missing = [column for column in theirs if has is not None and column not in has]
+    if missing:
+        raise ValueError(
+            f"The dataset {entry['path']!r} has no column {', '.join(f'`{column}`' for column in missing)}, which "
+            f"`columns` names; it has {', '.join(f'`{column}`' for column in has)}."
+        )
+    if theirs:
+        dataset = dataset.select_columns(theirs)
+    if isinstance(columns, dict):
+        dataset = dataset.rename_columns({their: our for our, their in columns.items() if their != our})
+    return dataset
 
 
 def _load_file(path: Path, split: str, streaming: bool) -> Dataset | IterableDataset:

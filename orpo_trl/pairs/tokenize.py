@@ -1,8 +1,9 @@
 """Rows to token ids: `tokenize_rows` is the function that `datasets` maps over a source."""
 
+import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from datasets import Features, Value
@@ -11,6 +12,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import remove_none_values
 
+from orpo_trl.config import ORPOConfig
 from orpo_trl.pairs.rows import Pair, RowError, is_empty, row_to_pair
 
 # What became of a row. KEPT rows reach the model; each other status is a reason for dropping the row.
@@ -47,6 +49,11 @@ class PairRules:
     max_prompt_length: int | None = None
     max_completion_length: int | None = None
     strings_as_messages: bool = False
+    prompt_turns: str = "all"
+
+    @classmethod
+    def of(cls, settings: ORPOConfig) -> "PairRules":
+        return cls(**{rule.name: getattr(settings, rule.name) for rule in fields(cls)})
 
 
 @dataclass
@@ -88,7 +95,7 @@ def tokenize_rows(
             if empty:
                 records[index] = {"status": empty}
                 continue
-            rendered = _render(pair, row, tokenizer)
+            rendered = _render(pair, row, tokenizer, rules.prompt_turns)
         except RowError as error:
             records[index] = {"status": MALFORMED, "problem": str(error)}
             continue
@@ -133,8 +140,8 @@ def _empty_side(pair: Pair) -> str | None:
     return None
 
 
-def _render(pair: Pair, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Texts of the prompt, of prompt + chosen, and of prompt + rejected where there is one."""
+def _render(pair: Pair, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, prompt_turns: str) -> list[str]:
+    """Texts of the prompt, of the dialogue with its chosen and, where there is one, with its rejected response."""
     responses = [pair.chosen] if pair.rejected is None else [pair.chosen, pair.rejected]
     if not pair.is_conversation:
         return [pair.prompt, *(pair.prompt + response for response in responses)]
@@ -152,7 +159,10 @@ def _render(pair: Pair, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBa
         return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs, **options)
 
     try:
-        prompt = render(pair.prompt, add_generation_prompt=True)
+        turns = pair.prompt
+        if prompt_turns == "first":
+            turns = list(itertools.takewhile(lambda turn: turn["role"] != "assistant", turns)) or turns
+        prompt = render(turns, add_generation_prompt=True)
         return [prompt, *(render([*pair.prompt, response]) for response in responses)]
     except (TemplateError, TypeError, KeyError, IndexError) as error:
         # Templates refuse by `raise_exception`, or trip over a turn that they were not written for.

@@ -54,7 +54,7 @@ def test_paper_recipe_trains_under_zero3_by_overrides_alone(name, rows, tmp_path
         *LOCAL, "--dataset_name", str(rows), "--dataset_train_split", "train", "--test_split_size", "4",
         "--eval_strategy", "steps", "--max_steps", "3", "--logging_steps", "1", "--output_dir", str(tmp_path / "out"),
     ]  # fmt: skip
-    done = launch(SCRIPT, f"recipes/{name}.yaml", *overrides, engine=ENGINES / "cpu_2.yaml")
+    done = launch(SCRIPT, f"recipes/{name}.yaml", *overrides, engine=ENGINES / "cpu_zero3.yaml")
     # One process tokenises; the other reads its cache.
     assert done.stderr.count("Tokenizing the train dataset:   0%") == 1
     state = json.loads(next((tmp_path / "out").glob("checkpoint-*/trainer_state.json")).read_text())

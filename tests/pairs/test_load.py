@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -66,6 +67,37 @@ def test_mixture_fractions_repeat_no_row(tmp_path):
     assert train[SOURCE_COLUMN][:] == [a] * 3 + [b] * 3
 
 
+@pytest.mark.parametrize(("weight", "most"), [(0.5, 1), (2, 2), (2.5, 3)])
+def test_mixture_weight_is_how_often_rows_are_used(tmp_path, weight, most):
+    a, b = write(tmp_path / "a.jsonl"), write(tmp_path / "b.jsonl", ROWS[:3])
+    train, _ = load(datasets=[{"path": a, "weight": weight}, {"path": b}])
+    uses = Counter(row for row, source in zip(train[ROW_COLUMN], train[SOURCE_COLUMN], strict=True) if source == a)
+    assert sum(uses.values()) == 10 * weight
+    assert max(uses.values()) == most
+    assert len(uses) == (5 if weight < 1 else 10)
+    assert train[SOURCE_COLUMN][:].count(b) == 3
+    assert load(datasets=[{"path": a, "weight": weight}, {"path": b}])[0][:] == train[:]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_are_chosen_and_renamed(tmp_path, streaming):
+    rows = [{"q": f"q{i}", "good": "a", "bad": "b", "chosen": "not this"} for i in range(4)]
+    source = {
+        "path": write(tmp_path / "rows.jsonl", rows),
+        "columns": {"prompt": "q", "chosen": "good", "rejected": "bad"},
+    }
+    train, _ = load(datasets=[source], dataset_streaming=streaming)
+    first = next(iter(train))
+    assert {name: first[name] for name in TEXTS} == {"prompt": "q0", "chosen": "a", "rejected": "b"}
+
+
+def test_several_evaluation_sets(tmp_path):
+    path = write(tmp_path / "rows.jsonl")
+    sets = {"all": {"path": path}, "few": {"path": write(tmp_path / "few.jsonl", ROWS[:3])}}
+    _, test = load(True, dataset_name=path, eval_datasets=sets)
+    assert {label: len(rows) for label, rows in test.items()} == {"all": 10, "few": 3}
+
+
 @pytest.mark.parametrize("size", [0.3, 3.0])
 def test_held_out_share_or_number(tmp_path, size):
     train, test = load(True, dataset_name=write(tmp_path / "rows.jsonl"), test_split_size=size)
@@ -89,13 +121,9 @@ def test_held_out_rows_do_not_depend_on_the_process(tmp_path):
         ({"dataset_name": "./absent.jsonl"}, FileNotFoundError, "absent.jsonl"),
         ({"dataset_name": "{tmp}/rows.jsonl", "dataset_train_split": "validation"}, ValueError, "'validation'"),
         ({"dataset_name": "{tmp}/rows.txt"}, ValueError, ".jsonl"),
-        ({"datasets": [{"paht": "b"}]}, ValueError, "`datasets` entry 0 has unknown keys paht"),
-        ({"datasets": ["rows"]}, ValueError, "`datasets` entry 0 must be a mapping with `path`, got 'rows'"),
-        ({"datasets": {"path": "rows"}}, ValueError, "`datasets` must be a list of mappings"),
-        ({"datasets": [{"path": "{tmp}/rows.jsonl", "fraction": -1}]}, ValueError, "must be above 0, got -1"),
         ({"dataset_name": "{tmp}/empty.jsonl"}, ValueError, "empty.jsonl' could not be loaded: it has no rows"),
         ({"dataset_name": "{tmp}/broken.jsonl"}, ValueError, "broken.jsonl' could not be loaded"),
-        ({"datasets": [{"name": "b"}]}, ValueError, "entry 0 has no `path`"),
+        ({"datasets": [{"path": "{tmp}/rows.jsonl", "columns": ["promt"]}]}, ValueError, "no column `promt`"),
         ({"datasets": [{"path": "{tmp}/rows.jsonl"}, {"path": "{tmp}/chat.jsonl"}]}, ValueError, "`columns`"),
     ],
 )

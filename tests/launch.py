@@ -11,6 +11,11 @@ import yaml
 from helpers import REPOSITORY
 
 ENGINES = REPOSITORY / "recipes" / "accelerate"
+ORPO_TRL = str(Path(sys.executable).with_name("orpo-trl"))
+TRAIN_ENVIRONMENT = {
+    **os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]),
+}  # fmt: skip
 
 
 def cpu_engine(name: str, folder: Path) -> Path:
@@ -32,14 +37,10 @@ def launch(script: Path, *arguments: str, engine: Path | str | None = None, chec
         command += ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     elif engine is not None:
         command += ["-m", "accelerate.commands.launch", "--config_file", str(engine), "--main_process_port", port]
-    environment = {
-        **os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]),
-    }  # fmt: skip
     done = subprocess.run(
         [*command, str(script), *arguments],
         cwd=REPOSITORY,
-        env=environment,
+        env=TRAIN_ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=900,
@@ -52,5 +53,5 @@ def launch(script: Path, *arguments: str, engine: Path | str | None = None, chec
 def train(job: dict, engine: Path | str | None = None) -> dict:
     """Runs tests/distributed/run.py and reads its result."""
     output = Path(job["output_dir"])
-    done = launch(Path(__file__).with_name("run.py"), json.dumps(job, default=str), engine=engine)
+    done = launch(REPOSITORY / "tests" / "distributed" / "run.py", json.dumps(job, default=str), engine=engine)
     return {**json.loads((output / "result.json").read_text()), "stdout": done.stdout + done.stderr}

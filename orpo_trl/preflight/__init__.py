@@ -1,0 +1,1 @@
+"""What a run needs, from its recipe alone, before GPUs are rented."""

@@ -1,0 +1,33 @@
+"""The keys of a recipe by section, in the order in which a recipe shows them; those that mean nothing here left out."""
+
+SECTIONS: dict[str, list[str]] = {
+    "Model": """model_name_or_path model_revision tokenizer_name_or_path from_scratch trust_remote_code
+        model_init_kwargs dtype attn_implementation router_aux_loss_coef use_cache chat_template_path eos_token
+        pad_token load_in_8bit load_in_4bit bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage
+        use_peft lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save
+        lora_task_type use_rslora use_dora""".split(),
+    "Data": """dataset_name dataset_config dataset_train_split dataset_test_split datasets eval_datasets test_split_size
+        dataset_streaming shuffle_dataset strings_as_messages prompt_turns on_malformed max_prompt_length
+        max_completion_length max_length dataset_num_proc""".split(),
+    "ORPO": "beta nll_scope nll_reduction disable_dropout".split(),
+    "Training": """num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps
+        max_tokens_per_micro_batch train_sampling_strategy auto_find_batch_size learning_rate lr_scheduler_type
+        lr_scheduler_kwargs warmup_steps optim optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon
+        weight_decay max_grad_norm neftune_noise_alpha seed data_seed full_determinism ignore_data_skip
+        restore_callback_states_from_checkpoint resume_from_checkpoint dataloader_drop_last dataloader_num_workers
+        dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
+        dataloader_multiprocessing_context dataloader_in_order accelerator_config""".split(),
+    "Precision and engine": """bf16 fp16 tf32 bf16_full_eval fp16_full_eval gradient_checkpointing
+        gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs activation_offloading
+        deepspeed fsdp fsdp_config pair_layout pad_to_multiple_of padding_value use_liger_kernel liger_kernel_config
+        torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps use_cpu
+        ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend
+        ddp_timeout""".split(),
+    "Logs and output": """logging_strategy logging_steps logging_first_step log_level log_level_replica log_on_each_node
+        disable_tqdm include_num_input_tokens_seen skip_memory_metrics debug report_to run_name project
+        trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy eval_steps eval_delay eval_on_start
+        per_device_eval_batch_size eval_accumulation_steps eval_use_gather_object prediction_loss_only
+        generate_during_eval save_strategy save_steps save_total_limit save_only_model save_on_each_node
+        enable_jit_checkpoint load_best_model_at_end metric_for_best_model greater_is_better output_dir push_to_hub
+        hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision""".split(),
+}  # fmt: skip

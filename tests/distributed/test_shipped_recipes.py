@@ -1,0 +1,87 @@
+"""Every shipped recipe, with a tiny model and local rows by overrides alone: checked, and trained under its engine."""
+
+import json
+import math
+import subprocess
+
+import pytest
+from click.testing import CliRunner
+from helpers import REPOSITORY, make_rows
+from launch import ORPO_TRL, TRAIN_ENVIRONMENT
+from transformers import AutoTokenizer
+
+from orpo_trl.cli import main
+from orpo_trl.recipe.parse import load_recipe
+from orpo_trl.shipped import RECIPES
+
+MODEL = "recipes/quickstart/model"
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+# Splits that the recipes name.
+SPLITS = ("train", "test", "train_prefs", "test_prefs")
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+def chat(row):
+    talk = [turn("user", row["prompt"]), turn("assistant", "Well."), turn("user", "Go on.")]
+    return {side: [*talk, turn("assistant", row[side])] for side in ("chosen", "rejected")}
+
+
+def transcript(row):
+    return {side: f"\n\nHuman: {row['prompt']}\n\nAssistant: {row[side]}" for side in ("chosen", "rejected")}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Datasets of conversations of several turns and of HH-RLHF's transcripts, with the splits of the Hub's."""
+    made = {}
+    for name, shape in (("chat", chat), ("hh", transcript)):
+        made[name] = tmp_path_factory.mktemp(name)
+        files = "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in SPLITS)
+        (made[name] / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+        for split in SPLITS:
+            rows = [shape(row) for row in make_rows(60 if "train" in split else 8)]
+            (made[name] / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return made
+
+
+def overrides(name, folders, output):
+    return [
+        *f"--model_name_or_path {MODEL} --from_scratch --dtype float32 --bf16 false --optim adamw_torch".split(),
+        *"--load_in_4bit false --attn_implementation null --max_length 256 --max_prompt_length 200".split(),
+        *"--max_steps 2 --warmup_steps 1 --logging_steps 1".split(),
+        "--dataset_name", str(folders["hh" if "hh" in name else "chat"]), "--output_dir", str(output),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_recipe_passes_its_check(name, folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    arguments = ["check", name, *overrides(name, folders, tmp_path), "--num_processes", "2", "--gpu-memory", "80"]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "✗" not in result.output
+    assert "Nothing to mend." in result.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_recipe_trains_under_the_engine_that_it_names(name, folders, tmp_path):
+    engine = load_recipe([name]).settings.get("deepspeed")
+    processes = ["--num_processes", "2"] if engine else []
+    done = subprocess.run(
+        [ORPO_TRL, "train", name, *processes, *overrides(name, folders, tmp_path), "--save_strategy", "steps",
+         "--save_steps", "1", "--load_best_model_at_end", "false"],
+        cwd=REPOSITORY, env=TRAIN_ENVIRONMENT, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    if engine:
+        assert f"cpu_{engine}.yaml" in done.stdout.splitlines()[0]
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    logs = [entry for entry in state["log_history"] if "loss" in entry]
+    assert [entry["step"] for entry in logs] == [1, 2]
+    assert all(math.isfinite(entry["loss"]) and 0 < entry["loss"] < 20 for entry in logs)
+    # The template is saved with the tokenizer, for whoever generates.
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template

@@ -1,0 +1,52 @@
+"""`orpo-trl train` in real processes: it runs what it prints."""
+
+import json
+import shlex
+import subprocess
+
+import pytest
+from helpers import REPOSITORY
+from launch import ORPO_TRL, TRAIN_ENVIRONMENT
+
+
+def losses(folder):
+    state = json.loads(next(folder.glob("checkpoint-*/trainer_state.json")).read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        pytest.param(["--engine", "zero3", "--num_processes", "2"], marks=pytest.mark.slow),
+        pytest.param(["--engine", "zero2", "--num_processes", "2"], marks=pytest.mark.slow),
+        pytest.param(["--engine", "fsdp2", "--num_processes", "2"], marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)
+def test_printed_command_does_the_same_as_train(tmp_path, flags):
+    def train(output, *more):
+        overrides = "--max_steps 2 --logging_steps 1 --save_strategy steps --eval_strategy no --output_dir".split()
+        return subprocess.run(
+            [ORPO_TRL, "train", "quickstart", *flags, *overrides, str(output), *more],
+            cwd=REPOSITORY, env=TRAIN_ENVIRONMENT, capture_output=True, text=True, timeout=900,
+        )  # fmt: skip
+
+    done = train(tmp_path / "a")
+    assert done.returncode == 0, done.stderr[-3000:]
+    printed = done.stdout.splitlines()[0]
+    dry = train(tmp_path / "a", "--dry-run").stdout.strip()
+    assert printed == dry
+    pasted = dry.replace(str(tmp_path / "a"), str(tmp_path / "b"))
+    subprocess.run(shlex.split(pasted), cwd=REPOSITORY, env=TRAIN_ENVIRONMENT, check=True, capture_output=True)
+    assert len(losses(tmp_path / "a")) == 2
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_failing_run_has_a_failing_exit_status(tmp_path):
+    done = subprocess.run(
+        [ORPO_TRL, "train", "quickstart", "--dataset_name", "./absent.jsonl", "--output_dir", str(tmp_path)],
+        cwd=REPOSITORY, env=TRAIN_ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "absent.jsonl" in done.stderr

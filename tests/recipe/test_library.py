@@ -1,0 +1,99 @@
+import subprocess
+import sys
+
+import pytest
+from helpers import REPOSITORY
+
+from orpo_trl.recipe.library import FIELDS, GROUPS, RecipeHeader, read_header, readme, shipped_recipes
+
+HEADER = """\
+# A title: with a colon
+#
+#   first command
+#   second command
+#
+# Reproduces: something
+# over two lines: with a colon.
+#
+# Source: a.
+#
+# Hardware: b.
+#
+# Expect: c.
+#
+# Inferred: nothing.
+#
+# Needs: d.
+
+beta: 0.1   # Conflicts: not a header any more
+"""
+
+
+def write(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_header_is_read_up_to_the_first_setting(tmp_path):
+    header = read_header(write(tmp_path, HEADER))
+    assert (header.name, header.title) == ("mine", "A title: with a colon")
+    assert header.commands == ("first command", "second command")
+    assert header.fields["Reproduces"] == "something over two lines: with a colon."
+    assert header.fields["Inferred"] == "nothing."
+    assert header.fields["Needs"] == "d."
+    assert "Conflicts" not in header.fields
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("# Source: a.\n", "", "no `Source:`"),
+        ("# Source: a.\n", "# Source:\n", "no `Source:`"),
+        ("#   first command\n#   second command\n", "", "no command"),
+        ("# A title: with a colon", "#", "no title"),
+        ("# Source: a.", "# Sauce: a.", "line 9: expected one of `Reproduces:`"),
+        ("# Needs: d.", "# Source: d.", "line 17: expected one of"),
+        ("# Needs: d.", "# A note.", "got 'A note.'"),
+    ],
+)
+def test_incomplete_header_is_an_error_that_names_the_file(tmp_path, old, new, message):
+    assert old in HEADER
+    with pytest.raises(ValueError, match=r"mine\.yaml") as error:
+        read_header(write(tmp_path, HEADER.replace(old, new)))
+    assert message in str(error.value)
+
+
+def test_shipped_recipes_all_have_complete_headers_and_a_place_in_the_overview():
+    recipes = shipped_recipes()
+    assert {recipe.name for recipe in recipes} == {path.stem for path in (REPOSITORY / "recipes").glob("*.yaml")}
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(recipe.name for recipe in recipes)
+    for recipe in recipes:
+        assert set(recipe.fields) <= set(FIELDS)
+
+
+def test_overview_is_what_the_headers_say():
+    """Where this fails: `python -m orpo_trl.recipe.library` writes the file anew."""
+    assert (REPOSITORY / "recipes" / "README.md").read_text(encoding="utf-8") == readme(shipped_recipes())
+
+
+def test_overview_names_recipes_that_it_does_not_list():
+    fields = dict.fromkeys(FIELDS, "x")
+    with pytest.raises(ValueError, match="differ in stray"):
+        readme([*shipped_recipes(), RecipeHeader("stray", "Stray", ("run",), fields)])
+    with pytest.raises(ValueError, match="differ in quickstart"):
+        readme([recipe for recipe in shipped_recipes() if recipe.name != "quickstart"])
+
+
+def test_overview_holds_every_field_and_links_to_every_file():
+    text = readme(shipped_recipes())
+    for recipe in shipped_recipes():
+        assert text.count(f"({recipe.name}.yaml)") == 2  # the table and the section
+        assert all(value in text for value in (*recipe.fields.values(), *recipe.commands))
+
+
+def test_library_needs_neither_torch_nor_yaml():
+    """So that a list of the recipes is there in a moment."""
+    code = "import sys, orpo_trl.recipe.library; print({'torch', 'transformers', 'yaml'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert result.stdout.strip() == "set()"

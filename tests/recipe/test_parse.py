@@ -1,0 +1,134 @@
+import re
+
+import pytest
+
+from orpo_trl.recipe.files import RecipeError
+from orpo_trl.recipe.parse import parse_recipe
+from orpo_trl.shipped import RECIPES
+
+
+def write(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    for name in ("WORLD_SIZE", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+        monkeypatch.delenv(name, raising=False)
+
+
+BASE = "model_name_or_path: m\ndataset_name: rows.jsonl\noutput_dir: out\nbf16: false\n"
+
+
+def report(*arguments):
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(list(arguments))
+    return [re.sub(r"^/\S*/", "", str(problem)) for problem in error.value.problems]
+
+
+def test_override_wins_over_recipe_wins_over_default(tmp_path):
+    recipe = write(tmp_path, BASE + "beta: 0.3\nmax_length: 99\n")
+    model, data, training = parse_recipe([recipe, "--max_length", "77", "--dataset_name=other.jsonl"])
+    assert (training.beta, training.max_length, training.learning_rate) == (0.3, 77, 5e-6)
+    assert data.dataset_name == "other.jsonl"
+    assert model.from_scratch is False
+
+
+@pytest.mark.parametrize(("value", "expected"), [("true", True), ("false", False), ("out/checkpoint-3",) * 2])
+def test_resume_finds_the_latest_checkpoint_or_takes_a_folder(tmp_path, value, expected):
+    recipe = write(tmp_path, BASE)
+    assert parse_recipe([recipe, "--resume_from_checkpoint", value])[2].resume_from_checkpoint == expected
+
+
+def test_overrides_in_all_their_forms(tmp_path):
+    recipe = write(tmp_path, BASE + "datasets: [{path: a}, {path: b}]\n")
+    model, data, training = parse_recipe([
+        recipe, "--learning-rate=1e-5", "--use_peft", "--run_name", "7",
+        "--lora_modules_to_save", "lm_head", "embed_tokens", "--lora_target_modules", "[q_proj, v_proj]",
+        "--max_steps", "-1", "--dataset_name", "null", "--datasets.1.path", "c", "--datasets.0.weight=2",
+        "--lr_scheduler_kwargs", "{num_cycles: 2}", "--model_revision", "123", "--report_to", "none",
+    ])  # fmt: skip
+    assert (training.learning_rate, training.run_name, training.max_steps) == (1e-5, "7", -1)
+    assert training.lr_scheduler_kwargs == {"num_cycles": 2}
+    assert (model.use_peft, model.model_revision) == (True, "123")
+    assert (model.lora_modules_to_save, model.lora_target_modules) == (
+        ["lm_head", "embed_tokens"],
+        ["q_proj", "v_proj"],
+    )
+    assert data.datasets == [{"path": "a", "weight": 2}, {"path": "c"}]
+
+
+def test_mixture(tmp_path):
+    text = BASE.replace("dataset_name: rows.jsonl", "datasets:\n- path: a\n  fraction: 0.5\n- path: b\n  fraction: 0.5")
+    _, data, _ = parse_recipe([write(tmp_path, text)])
+    assert data.datasets == [{"path": "a", "fraction": 0.5}, {"path": "b", "fraction": 0.5}]
+
+
+def test_all_problems_are_told_at_once_with_their_lines(tmp_path):
+    (tmp_path / "base.yaml").write_text("lerning_rate: 1\nbeta: true\nmax_prompt_length: 0\n")
+    text = "extends: base.yaml\nnll_scope: all\nbf16: false\nbf16: false\ndatasets:\n- pat: a\nextend: x\n"
+    text += "num_train_epochs: -1\n"
+    assert report(write(tmp_path, text), "stray", "--betta", "1") == [
+        "recipe.yaml: set `model_name_or_path` to a Hub id or a folder",
+        "recipe.yaml:2: `nll_scope`: expected one of sequence, completion, received 'all'",
+        "recipe.yaml:4: `bf16` stands here and in line 3; keep one of them",
+        "recipe.yaml:6: `datasets.0`: `path` is missing; it has `pat`",
+        "recipe.yaml:6: `datasets.0.pat`: unknown key; did you mean `path`?",
+        "recipe.yaml:7: unknown key `extend`; did you mean `extends`?",
+        "recipe.yaml:8: `num_train_epochs` must be above 0, got -1.0",
+        "base.yaml:1: unknown key `lerning_rate`; did you mean `learning_rate`?",
+        "base.yaml:2: `beta`: expected a finite number, received true",
+        "base.yaml:3: `max_prompt_length` must be 1 or more, in tokens, or None for no limit; got 0",
+        "command line: expected `--key value`, received 'stray'",
+        "command line: unknown key `betta`; did you mean `beta`?",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("beta: -1\n", "recipe.yaml:5: `beta` must be a finite number >= 0, got -1"),
+        ("load_best_model_at_end: true\n", "recipe.yaml:5: --load_best_model_at_end requires"),
+        ("eval_strategy: steps\ntest_split_size: 0\n", "recipe.yaml:6: `test_split_size` must be above 0, got 0"),
+        ("datasets: [{path: a}]\n", "recipe.yaml:2: Set one of `dataset_name` and `datasets`; received both"),
+        ("test_split_size: 0.1\n", "recipe.yaml:5: `test_split_size` holds rows out to evaluate on, but"),
+        ("eval_datasets: {a: {path: b}}\n", "recipe.yaml:5: `eval_datasets` names rows to evaluate on, but"),
+        ("deepspeed: zero33\n", "recipe.yaml:5: `deepspeed`: did you mean zero3? expected zero2, zero3 or"),
+        ("hub_token: hf_secret\n", "recipe.yaml:5: `hub_token`: a recipe is no place for a token"),
+        ("packing: true\n", "recipe.yaml:5: `packing` has no meaning for preference pairs"),
+    ],
+)
+def test_values_that_do_not_fit_are_named_with_their_line(tmp_path, text, found):
+    assert report(write(tmp_path, BASE + text))[0].startswith(found)
+
+
+def test_token_comes_from_the_environment_and_is_in_no_message(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", "hf_secret")
+    recipe = write(tmp_path, BASE + "hub_token: ${SOME_TOKEN}\n")
+    assert parse_recipe([recipe])[2].hub_token == "hf_secret"
+    for text in ("hub_token: hf_secret\n", "hub_token: ${SOME_TOKEN}\nbeta: -1\n"):
+        assert "hf_secret" not in str(report(write(tmp_path, BASE + text)))
+
+
+@pytest.mark.parametrize("arguments", [[], ["--beta", "1"]])
+def test_recipe_comes_first(arguments):
+    assert report(*arguments) == ["command line: name a recipe first, such as recipes/quickstart.yaml"]
+
+
+def test_abbreviated_override_is_unknown(tmp_path):
+    assert report(write(tmp_path, BASE), "--bet", "1") == ["command line: unknown key `bet`; did you mean `beta`?"]
+
+
+def test_shipped_files_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, data, _ = parse_recipe(["quickstart"])
+    for path in (model.model_name_or_path, data.dataset_name):
+        assert path.startswith(str(RECIPES))
+
+
+def test_engine_override(tmp_path):
+    recipe = write(tmp_path, BASE + "deepspeed: zero3\n")
+    for arguments in (["--deepspeed", "zero2"], ["--deepspeed=zero2"], ["--deepspeed", "null"], []):
+        assert not parse_recipe([recipe, *arguments])[2].deepspeed  # one process has nothing to shard

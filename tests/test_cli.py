@@ -1,0 +1,174 @@
+"""The command as its users run it: help, completion, recipes, and what it answers to wrong input."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner
+from helpers import REPOSITORY
+
+from orpo_trl.cli import main
+from orpo_trl.recipe.parse import parse_recipe
+from orpo_trl.shipped import RECIPES
+
+ORPO_TRL = str(Path(sys.executable).with_name("orpo-trl"))
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, list(arguments), prog_name="orpo-trl")
+
+
+def commands(command=main, path=()):
+    yield path
+    if isinstance(command, click.Group):
+        for name in command.list_commands(None):
+            yield from commands(command.get_command(None, name), (*path, name))
+
+
+@pytest.mark.parametrize("path", list(commands()), ids=" ".join)
+def test_help_has_an_example_of_the_command(path):
+    result = run(*path, "--help")
+    assert result.exit_code == 0
+    examples = result.output.split("Example", 1)[1].split("Options:")[0]
+    assert f"  {' '.join(('orpo-trl', *path))}" in examples
+
+
+def test_examples_of_help_name_options_that_there_are():
+    for path in commands():
+        text = run(*path, "--help").output
+        example, options = text.split("Example", 1)[1].split("Options:")
+        for word in example.split():
+            if word.startswith("--") and word not in ("--learning_rate",):
+                assert word in options, (path, word)
+
+
+def test_help_loads_no_training_library():
+    code = (
+        "import sys; from orpo_trl.cli import main; main(['--help'], standalone_mode=False);"
+        "assert not {'torch', 'transformers', 'trl', 'datasets', 'pydantic'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [("orpo-trl tr", "train"), ("orpo-trl train quick", "quickstart"), ("orpo-trl recipes mistral_b", "mistral_beta"),
+     ("orpo-trl recipes exp", "expand"), ("orpo-trl train x --eng", "--engine")],
+)  # fmt: skip
+def test_shell_completion(words, completed):
+    shown = {"_ORPO_TRL_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = subprocess.run([ORPO_TRL], env={**os.environ, **shown}, capture_output=True, text=True, check=True)
+    assert f"plain,{completed}" in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script_is_one_that_the_shell_reads(shell, tmp_path):
+    script = run("completion", shell).output
+    assert "_ORPO_TRL_COMPLETE" in script
+    if shutil.which(shell):
+        (tmp_path / "script").write_text(script)
+        subprocess.run([shell, "-n", str(tmp_path / "script")], check=True)
+
+
+def test_recipes_are_listed_and_printed():
+    listed = run("recipes").output
+    for path in RECIPES.glob("*.yaml"):
+        assert f"{path.stem} " in listed
+        assert run("recipes", path.stem).output == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["quickstart", "mistral_capybara_released"])
+def test_expanded_recipe_is_the_same_run(name, tmp_path):
+    result = run("recipes", "expand", name, "--beta", "0.7", "--model_init_kwargs.revision", "main")
+    assert result.exit_code == 0
+    path = tmp_path / "expanded.yaml"
+    path.write_text(result.stdout)
+    assert "extends" not in yaml.safe_load(result.stdout)
+    ours = parse_recipe([name, "--beta", "0.7", "--model_init_kwargs.revision", "main"])
+    for expected, found in zip(ours, parse_recipe([str(path)]), strict=True):
+        assert repr(expected) == repr(found)
+
+
+def test_expanded_recipe_names_places_and_no_secrets(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", "hf_secret")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("extends: quickstart.yaml\nhub_token: ${SOME_TOKEN}\n")
+    text = run("recipes", "expand", str(recipe), "--beta", "1").stdout
+    assert "hub_token: ${SOME_TOKEN}" in text
+    assert "hf_secret" not in text
+    assert f"# {recipe}:2" in text
+    assert next(line for line in text.splitlines() if line.startswith("beta:")).endswith("# command line")
+
+
+def test_schema_has_every_key_with_type_default_and_help():
+    result = run("schema", "beta", "eval_strategy")
+    assert "beta\n    a finite number; default 0.1\n    Weight of the odds-ratio term" in result.output
+    assert "one of no, steps, epoch; default 'no'" in result.output
+    everything = run("schema").output
+    assert "lora_r\n" in everything
+    assert "class '" not in everything
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["train", "quickstrat"], 2, "did you mean the shipped recipe `quickstart`?"),
+        (["train", "quickstart", "--bta", "1"], 2, "command line: unknown key `bta`; did you mean `beta`?"),
+        (["train", "quickstart", "--num_processes", "two"], 2, "'two' is not a valid integer"),
+        (["train", "quickstart", "--engine", "zero4"], 2, "--engine: expected zero2, zero3, fsdp2, ddp or"),
+        (["train", "quickstart", "--num_machines", "2"], 2, "--num_machines 2 also needs --num_processes"),
+        (["train"], 2, "Missing argument 'RECIPE'"),
+        (["recipes", "nonesuch"], 2, "No such command 'nonesuch'"),
+        (["recipes", "expand", "absent.yaml"], 2, "the recipe absent.yaml does not exist"),
+        (["recipes", "import", "absent.yaml"], 2, "absent.yaml"),
+        (["schema", "betta"], 2, "unknown key `betta`; did you mean `beta`?"),
+        (["check", "quickstart", "--gpu", "abacus"], 2, "--gpu: expected"),
+        (["check", "quickstart", "--engine", "zero4"], 2, "--engine: expected"),
+        (["nonesuch"], 2, "No such command 'nonesuch'"),
+    ],
+)
+def test_wrong_input_ends_with_a_message(arguments, status, message, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    result = run(*arguments)
+    assert result.exit_code == status
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_dry_run_prints_a_command_line_and_nothing_else(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    result = run("train", "quickstart", "--beta", "0.3", "--run_name", "a b", "--dry-run", "--max_steps", "-1")
+    line = result.stdout.strip()
+    assert line.endswith(
+        "launch scripts/run_orpo.py recipes/quickstart.yaml --beta 0.3 --run_name 'a b' --max_steps -1"
+    )
+
+
+def test_slurm_script_starts_one_launcher_on_each_machine(tmp_path):
+    """SLURM's own programs are stood in for: what they are asked for, and what they set, is from its manual."""
+    for name, text in {
+        "scontrol": 'echo "host-a"; echo "host-b"',
+        "srun": 'shift; for node in 0 1; do SLURM_NODEID=$node "$@"; done',
+    }.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        **os.environ, "PATH": f"{tmp_path}:{Path(ORPO_TRL).parent}:{os.environ['PATH']}", "SLURM_NNODES": "2",
+        "SLURM_GPUS_PER_NODE": "h100:8", "SLURM_JOB_NODELIST": "host-[a-b]", "SLURM_JOB_ID": "41234", "DRY_RUN": "1",
+    }  # fmt: skip
+    script = REPOSITORY / "scripts" / "slurm" / "train.sbatch"
+    done = subprocess.run(
+        ["bash", str(script), "mistral_beta", "--run_name", "a b"],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = done.stdout.strip().splitlines()
+    assert len(lines) == 2
+    for rank, line in enumerate(lines):
+        flags = f"--num_processes 16 --machine_rank {rank} --main_process_ip host-a --main_process_port 21234"
+        assert f"{flags} --num_machines 2 scripts/run_orpo.py recipes/mistral_beta.yaml --run_name 'a b'" in line
+    assert subprocess.run(["bash", str(script)], env=environment, capture_output=True).returncode == 2
