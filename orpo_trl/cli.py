@@ -88,7 +88,7 @@ def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch) -> N
 @main.command(context_settings=_EXTRA)
 @_recipe
 @_overrides
-@click.option("--engine", metavar="ENGINE", help="zero3, zero2, fsdp2, ddp or single. Default: the recipe's.")
+@click.option("--engine", metavar="ENGINE", help="zero3, zero2, fsdp2, ddp or zero3_offload. Default: the recipe's.")
 @click.option(
     "--num_processes",
     "--num-processes",

@@ -54,19 +54,22 @@ class Launch:
     main_process_port: int | None = None
 
 
-def launch_command(launch: Launch, recipe: str, overrides: list[str], own_engine: str | None, gpus: int) -> list[str]:
+def launch_command(
+    launch: Launch, recipe: str, overrides: list[str], own_engine: str | dict | None, gpus: int
+) -> list[str]:
     """The `accelerate launch` command line of a run.
 
     Args:
         launch: what was asked for.
         recipe: path of the recipe.
         overrides: passed on as they are.
-        own_engine: the recipe's `deepspeed`.
+        own_engine: the recipe's `deepspeed`; other than `DEEPSPEED`, the run finds it in the recipe.
         gpus: of this machine; 0 for a CPU.
 
     Raises:
         ValueError: naming the flags that are missing or do not fit together.
     """
+    own_engine = own_engine if own_engine in DEEPSPEED else None
     _check(launch, own_engine, gpus)
     engine = launch.engine
     if engine is None and (launch.num_machines > 1 or (not gpus and (launch.num_processes or 1) > 1)):
@@ -134,9 +137,8 @@ def _config_file(engine: str, launch: Launch, gpus: int) -> Path:
 
 def _accelerate() -> str:
     """The accelerate of this environment, by name alone where the shell would find the same one."""
-    own = Path(sys.executable).parent / "accelerate"
-    found = shutil.which("accelerate")
-    return "accelerate" if found and Path(found) == own else str(own)
+    own, found = Path(sys.executable).parent / "accelerate", shutil.which("accelerate")
+    return str(own) if own.exists() and found != str(own) else "accelerate"
 
 
 def count_gpus() -> int:

@@ -1,6 +1,8 @@
 """What the steps of a preflight share."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,6 +70,17 @@ class Preflight:
 
     @property
     def engine(self) -> Engine:
-        name = self.options["engine"] or (self.own_engine if self.own_engine in DEEPSPEED else "ddp")
-        own = self.options["engine"] is None
-        return Engine(name, self.processes, own) if self.processes > 1 else Engine("single")
+        asked = self.options["engine"]
+        name = asked or _engine_of(self.own_engine)
+        # On a CPU, the recipe's engine is launched by an accelerate config too, which has DeepSpeed's own buckets.
+        auto_buckets = asked is None and self.is_on_gpu
+        return Engine(name, self.processes, auto_buckets) if self.processes > 1 else Engine("single")
+
+
+def _engine_of(deepspeed: str | dict | None) -> str:
+    """The engine that a recipe's `deepspeed` names, or that its DeepSpeed config is one of."""
+    if deepspeed is None or deepspeed in DEEPSPEED:
+        return deepspeed or "ddp"
+    config = deepspeed if isinstance(deepspeed, dict) else json.loads(Path(deepspeed).read_text(encoding="utf-8"))
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    return f"zero{stage}" if stage in (2, 3) else "ddp"

@@ -4,6 +4,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -103,7 +104,7 @@ def _capacity(flight: Preflight) -> tuple[float, str]:
     if device:
         return device.memory, device.name
     if count_gpus():
-        return torch.accelerator.get_memory_info(0)[1], torch.cuda.get_device_name(0)
+        return torch.accelerator.get_memory_info(0)[1], "this machine's GPU"
     return psutil.virtual_memory().total / flight.processes, "this machine's memory, for each process"
 
 
@@ -145,6 +146,8 @@ def check_installed(flight: Preflight) -> Iterator[str]:
         missing.append("`report_to: wandb`: run `wandb login`, or set WANDB_MODE=offline")
     if missing:
         raise Failed("\n".join(missing))
+    if not Path(flight.model_args.model_name_or_path).exists() and not get_token():
+        yield "not logged in to the Hub: gated models and private data need `hf auth login`"
     used = sorted({name for name, _, _ in packages})
     yield f"installed, as this recipe needs: {', '.join(used)}" if used else "this recipe needs no extra package"
 

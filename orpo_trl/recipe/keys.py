@@ -114,6 +114,8 @@ def _describe(hint: Any) -> str:
         return f"one of {', '.join(map(str, arguments))}"
     if origin is typing.Annotated:
         return describe(arguments[0]) + " above 0"
+    if origin is list and is_typeddict(arguments[0]):
+        return "a list of mappings with `path`"
     if origin is list:
         return f"a list of {describe(arguments[0])}"
     if origin is dict and is_typeddict(arguments[1]):

@@ -120,8 +120,9 @@ def _check(recipe: Recipe) -> None:
             found = [((), unknown_key(name))]
         else:
             recipe.settings[name], found = key.check(value)
-        if name == "hub_token" and value is not None and recipe.place(name) != COMMAND_LINE and not recipe.secrets:
-            found = [((), "`hub_token`: a recipe is no place for a token; write ${HF_TOKEN}, or run `hf auth login`")]
+        if name == "hub_token" and value is not None and (found or (name,) not in recipe.secrets):
+            # Not shown: it would stand in logs.
+            found = [((), "`hub_token`: this is no place for a token; write ${HF_TOKEN}, or run `hf auth login`")]
         if found:
             recipe.wrong.add(name)
             recipe.problems += [Problem(recipe.place(name, *path), text) for path, text in found]

@@ -49,6 +49,28 @@ def test_conversation_is_what_the_template_writes(tokenizer):
     assert record["length"] == sum(len(record[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
 
 
+def test_first_turn_as_prompt_leaves_all_later_turns_to_the_responses(tokenizer):
+    talk = [("system", "Be kind."), ("user", "A cow?"), ("assistant", "Moo."), ("user", "And a cat?")]
+    talk = [{"role": role, "content": content} for role, content in talk]
+    row = {
+        side: [*talk, {"role": "assistant", "content": text}]
+        for side, text in (("chosen", "Meow."), ("rejected", "No"))
+    }
+    whole, first = tokenize(tokenizer, row), tokenize(tokenizer, row, prompt_turns="first")
+    assert tokenizer.decode(first["prompt_ids"]) == "<|system|>\nBe kind.</s>\n<|user|>\nA cow?</s>\n<|assistant|>\n"
+    later = "Moo.</s>\n<|user|>\nAnd a cat?</s>\n<|assistant|>\n"
+    assert tokenizer.decode(first["chosen_ids"]) == later + "Meow.</s>\n"
+    assert tokenizer.decode(first["rejected_ids"]) == later + "No</s>\n"
+    for side in ("chosen_ids", "rejected_ids"):
+        assert first["prompt_ids"] + first[side] == whole["prompt_ids"] + whole[side]
+    # The length filter sees the first turn alone too.
+    limit = len(first["prompt_ids"]) + 1
+    assert tokenize(tokenizer, row, max_prompt_length=limit)["status"] == LONG_PROMPT
+    assert tokenize(tokenizer, row, max_prompt_length=limit, prompt_turns="first")["status"] == KEPT
+    # A single turn is the same either way.
+    assert tokenize(tokenizer, ROW, prompt_turns="first") == tokenize(tokenizer, ROW)
+
+
 def test_end_of_sequence_is_not_doubled_after_a_template_that_ends_with_a_newline(tokenizer):
     """TRL appends a second one to `</s>\\n` (known failure 14)."""
     assert tokenize(tokenizer, ROW)["chosen_ids"].count(tokenizer.eos_token_id) == 1

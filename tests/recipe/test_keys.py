@@ -92,7 +92,7 @@ def test_values_are_taken(name, value, taken):
         ("eval_strategy", "never", "`eval_strategy`: expected one of no, steps, epoch, received 'never'"),
         ("optim", "adamw_tortch", "`optim`: did you mean adamw_torch? received 'adamw_tortch'"),
         ("model_init_kwargs", [1], "`model_init_kwargs`: expected a mapping or text or null, received [1]"),
-        ("datasets", {"path": "a"}, "`datasets`: expected a list of a mapping with `path`"),
+        ("datasets", {"path": "a"}, "`datasets`: expected a list of mappings with `path`"),
         ("datasets", ["a"], "`datasets.0`: expected a mapping with `path`, received 'a'"),
         ("datasets", [{"path": "a"}, {"paht": "a"}], "`datasets.1`: `path` is missing; it has `paht`"),
         ("datasets", [{"path": "a", "colums": []}], "`datasets.0.colums`: unknown key; did you mean `columns`?"),

@@ -96,7 +96,7 @@ def test_all_problems_are_told_at_once_with_their_lines(tmp_path):
         ("test_split_size: 0.1\n", "recipe.yaml:5: `test_split_size` holds rows out to evaluate on, but"),
         ("eval_datasets: {a: {path: b}}\n", "recipe.yaml:5: `eval_datasets` names rows to evaluate on, but"),
         ("deepspeed: zero33\n", "recipe.yaml:5: `deepspeed`: did you mean zero3? expected zero2, zero3 or"),
-        ("hub_token: hf_secret\n", "recipe.yaml:5: `hub_token`: a recipe is no place for a token"),
+        ("hub_token: hf_secret\n", "recipe.yaml:5: `hub_token`: this is no place for a token"),
         ("packing: true\n", "recipe.yaml:5: `packing` has no meaning for preference pairs"),
     ],
 )
@@ -108,8 +108,9 @@ def test_token_comes_from_the_environment_and_is_in_no_message(tmp_path, monkeyp
     monkeypatch.setenv("SOME_TOKEN", "hf_secret")
     recipe = write(tmp_path, BASE + "hub_token: ${SOME_TOKEN}\n")
     assert parse_recipe([recipe])[2].hub_token == "hf_secret"
-    for text in ("hub_token: hf_secret\n", "hub_token: ${SOME_TOKEN}\nbeta: -1\n"):
+    for text in ("hub_token: hf_secret\n", "hub_token: ${SOME_TOKEN}\nbeta: -1\n", "hub_token: [hf_secret]\n"):
         assert "hf_secret" not in str(report(write(tmp_path, BASE + text)))
+    assert "hf_secret" not in str(report(write(tmp_path, BASE), "--hub_token", "hf_secret"))
 
 
 @pytest.mark.parametrize("arguments", [[], ["--beta", "1"]])

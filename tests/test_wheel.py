@@ -1,0 +1,45 @@
+"""What an installed package has, beside its code."""
+
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from helpers import REPOSITORY
+
+from orpo_trl.shipped import RECIPES
+
+
+@pytest.mark.slow
+def test_wheel_holds_recipes_engines_and_the_script(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(tmp_path),
+        str(REPOSITORY),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    installed = tmp_path / "installed"
+    zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(installed)
+    for path in RECIPES.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            shipped = installed / "orpo_trl" / "shipped" / "recipes" / path.relative_to(RECIPES)
+            assert shipped.read_bytes() == path.read_bytes()
+
+    def run(*arguments):
+        code = "from orpo_trl.cli import main; main(prog_name='orpo-trl')"
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)}, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+
+    assert run("recipes", "mistral_beta") == (RECIPES / "mistral_beta.yaml").read_text(encoding="utf-8")
+    line = run("train", "quickstart", "--dry-run")
+    assert "installed/orpo_trl/shipped/scripts/run_orpo.py installed/orpo_trl/shipped/recipes/quickstart.yaml" in line
+    assert "Nothing to mend." in run("check", "quickstart")
