@@ -307,13 +307,30 @@ def measure_steps(job: dict) -> dict:
         peak = torch.cuda.max_memory_allocated()
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    steps = [token_counts(rows[start : start + batch]) for start in range(0, len(rows), batch)]
     return {
         "seconds": [end - begin for begin, end in zip(ends[warmup - 1 :], ends[warmup:], strict=False)],
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "peak_bytes": peak,
+        "estimated_bytes": None if job["side"] == "trl" else estimate_peak(trainer, rows, steps, batch),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "tokens": [token_counts(rows[start : start + batch]) for start in range(warmup * batch, len(rows), batch)],
+        "tokens": steps[warmup:],
     }
+
+
+def estimate_peak(trainer, rows: list[dict], steps: list[dict[str, int]], batch: int) -> int:
+    """What `orpo-trl check` says of the peak, in bytes; on a GPU without what torch does not allocate itself."""
+    from orpo_trl.config import ModelArguments
+    from orpo_trl.preflight.activations import MicroBatch
+    from orpo_trl.preflight.memory import Engine, estimate_memory
+
+    is_packed, device = trainer.data_collator.layout == "shared_prefix", trainer.args.device.type
+    tokens = max(step["unique" if is_packed else "padded"] for step in steps)
+    micro_batch = MicroBatch(2 * batch, tokens, max(max(row["lengths"]) for row in rows), is_packed)
+    dtype = str(trainer.model.dtype).removeprefix("torch.")
+    arguments = ModelArguments(dtype=dtype)
+    estimate = estimate_memory(trainer.model.config, arguments, trainer.args, Engine("single"), micro_batch, device)
+    return estimate.total - (estimate.parts["libraries"] if device == "cuda" else 0)
 
 
 def measure_preparation(job: dict) -> dict:
@@ -357,6 +374,7 @@ def summary(batch: int, runs: dict[str, list[dict]]) -> dict:
             "unique_tokens_per_s": unique / sum(seconds),
             "peak_gib": max(run["peak_bytes"] for run in rounds) / 2**30,
             "losses": [run["losses"][0] for run in rounds],
+            **({} if side == "trl" else {"estimated_gib": max(run["estimated_bytes"] for run in rounds) / 2**30}),
         }
         if peak_flops():
             entry["mfu"] = 6 * rounds[0]["parameters"] * entry["unique_tokens_per_s"] / peak_flops()
@@ -392,6 +410,7 @@ COLUMNS = (
     ("speed-up", "speed_up", ".2f"),
     ("efficiency", "efficiency", ".2f"),
     ("peak GiB", "peak_gib", ".2f"),
+    ("estimate", "estimated_gib", ".2f"),
     ("of TRL's", "memory_ratio", ".2f"),
     ("loss difference", "loss_difference", ".0e"),
     ("MFU", "mfu", ".1%"),

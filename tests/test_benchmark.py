@@ -45,6 +45,7 @@ def test_all_sides_train_on_the_same_pairs(folder):
         assert entry["loss_difference"] < 1e-5
         assert entry["speed_up"] == pytest.approx(entry["pairs_per_s"] / step["sides"]["trl"]["pairs_per_s"])
         assert entry["efficiency"] == pytest.approx(entry["speed_up"] / step["bound"])
+        assert ("estimated_gib" in entry) == (entry is not step["sides"]["trl"])
     assert set(report["preparation"]) == {"one thread", "all threads"}
     assert "ours, shared prefix" in done.stdout
 

@@ -43,9 +43,9 @@ ALPHA = Figures(
 )  # fmt: skip
 BETA = ALPHA._replace(dataset=ARGILLA, splits=NO_TEST)
 CAPYBARA_7K = BETA._replace(dataset=CAPYBARA, beta=0.05, warmup=100, epochs=3, optim="adamw_bnb_8bit")
-# Appendix C of the paper: AdamW, 8e-6, cosine, 10 epochs, prompts over 1,024 tokens dropped.
+# Appendix C of the paper: AdamW, 8e-6, cosine, 10 epochs, prompts over 1,024 tokens dropped, that is from 1,025 on.
 LLAMA_2 = ALPHA._replace(
-    model="meta-llama/Llama-2-7b-hf", beta=0.2, learning_rate=8e-6, schedule="cosine", epochs=10, lengths=(1024, 2048)
+    model="meta-llama/Llama-2-7b-hf", beta=0.2, learning_rate=8e-6, schedule="cosine", epochs=10, lengths=(1025, 2048)
 )
 PHI_2 = LLAMA_2._replace(model="microsoft/phi-2", beta=0.25, warmup=100, batch=(2, 4, 1), engine="zero2")
 # Not published; beta and learning rate are within what the authors advise, 0.05 to 0.1 and 5e-6 to 2e-5.
