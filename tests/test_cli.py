@@ -124,7 +124,7 @@ def test_schema_has_every_key_with_type_default_and_help():
         (["train", "quickstart", "--num_machines", "2"], 2, "--num_machines 2 also needs --num_processes"),
         (["train"], 2, "Missing argument 'RECIPE'"),
         (["recipes", "nonesuch"], 2, "No such command 'nonesuch'"),
-        (["recipes", "expand", "absent.yaml"], 2, "the recipe absent.yaml does not exist"),
+        (["recipes", "expand", "absent.yaml"], 2, "absent.yaml: there is no such recipe"),
         (["recipes", "import", "absent.yaml"], 2, "absent.yaml"),
         (["schema", "betta"], 2, "unknown key `betta`; did you mean `beta`?"),
         (["check", "quickstart", "--gpu", "abacus"], 2, "--gpu: expected"),

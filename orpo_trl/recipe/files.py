@@ -14,7 +14,7 @@ from orpo_trl.shipped import RECIPES, relative
 COMMAND_LINE = "command line"
 _ENVIRONMENT = re.compile(r"\$\{(\w+)\}")
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
-_NOT_FOUND = "the recipe {path} does not exist"
+_NOT_FOUND = "there is no such recipe"
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def find_recipe(name: str) -> Path:
         return relative(shipped)
     close = get_close_matches(path.stem, [file.stem for file in RECIPES.glob("*.yaml")], n=1)
     hint = f"; did you mean the shipped recipe `{close[0]}`?" if close else ""
-    raise RecipeError([Problem(name, _NOT_FOUND.format(path=name) + hint)])
+    raise RecipeError([Problem(name, _NOT_FOUND + hint)])
 
 
 def shipped_path(name: str) -> Path | None:
@@ -264,7 +264,7 @@ class _Document:
         try:
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            self._report(_NOT_FOUND.format(path=self.path))
+            self._report(_NOT_FOUND)
             return {}
         except (OSError, UnicodeDecodeError) as error:
             self._report(f"the recipe cannot be read: {error}")

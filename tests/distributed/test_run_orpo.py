@@ -43,18 +43,12 @@ def rows(tmp_path):
     return path
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param("mistral_alpha", marks=SLOW), "mistral_beta", pytest.param("mistral_capybara", marks=SLOW)]
-)
-def test_paper_recipe_trains_under_zero3_by_overrides_alone(name, rows, tmp_path):
+def test_paper_recipe_trains_under_zero3_by_overrides_alone(rows, tmp_path):
     overrides = [
         *LOCAL, "--dataset_name", str(rows), "--dataset_train_split", "train", "--test_split_size", "4",
         "--eval_strategy", "steps", "--max_steps", "3", "--logging_steps", "1", "--output_dir", str(tmp_path / "out"),
     ]  # fmt: skip
-    done = launch(SCRIPT, f"recipes/{name}.yaml", *overrides, engine=ENGINES / "cpu_zero3.yaml")
+    done = launch(SCRIPT, "recipes/mistral_beta.yaml", *overrides, engine=ENGINES / "cpu_zero3.yaml")
     # One process tokenises; the other reads its cache.
     assert done.stderr.count("Tokenizing the train dataset:   0%") == 1
     state = json.loads(next((tmp_path / "out").glob("checkpoint-*/trainer_state.json")).read_text())
@@ -117,10 +111,16 @@ def test_lora_recipe_trains_and_saves_an_adapter(rows, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["recipes/quickstrat.yaml"], "recipes/quickstrat.yaml does not exist"),
+        (
+            ["recipes/quickstrat.yaml"],
+            "recipes/quickstrat.yaml: there is no such recipe; did you mean the shipped",
+        ),
         (["recipes/quickstart.yaml", "--dataset_name", "./absent.jsonl"], "absent.jsonl"),
         (["recipes/quickstart.yaml", "--beta", "-1"], "`beta` must be a finite number >= 0, got -1.0"),
-        (["recipes/quickstart.yaml", "--learnin_rate", "1"], "--learnin_rate"),
+        (
+            ["recipes/quickstart.yaml", "--learnin_rate", "1"],
+            "command line: unknown key `learnin_rate`; did you mean `learning_rate`?",
+        ),
         (["recipes/quickstart.yaml", "--model_name_or_path", "./absent"], "absent"),
     ],
 )
@@ -138,4 +138,4 @@ def test_malformed_row_ends_with_a_message_and_no_traceback(rows, tmp_path, caps
 def test_launched_run_says_once_what_is_wrong(tmp_path):
     done = launch(SCRIPT, "recipes/absent.yaml", engine=cpu_engine("zero3", tmp_path), check=False)
     assert done.returncode != 0
-    assert done.stderr.count("run_orpo.py: The recipe recipes/absent.yaml does not exist.") == 1
+    assert done.stderr.count("run_orpo.py: recipes/absent.yaml: there is no such recipe") == 1

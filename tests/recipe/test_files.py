@@ -173,8 +173,8 @@ def test_shipped_recipe_is_found_by_name_and_by_path_from_anywhere(tmp_path, mon
     assert find_recipe("quickstart") == Path("quickstart")
 
 
-@pytest.mark.parametrize(("name", "hint"), [("recipes/quickstrat.yaml", "`quickstart`"), ("x/y/zzz.yaml", "exist")])
+@pytest.mark.parametrize(("name", "hint"), [("recipes/quickstrat.yaml", "`quickstart`"), ("x/y/zzz.yaml", "no such")])
 def test_recipe_that_does_not_exist_is_named(name, hint):
-    with pytest.raises(RecipeError, match=f"{name} does not exist") as error:
+    with pytest.raises(RecipeError, match=f"{name}: there is no such recipe") as error:
         find_recipe(name)
     assert hint in str(error.value)

@@ -39,7 +39,7 @@ _HANDBOOK_DROPPED = {
     "wandb_entity": "set the environment variable WANDB_ENTITY",
     "wandb_project": "set the environment variable WANDB_PROJECT",
     "wandb_run_group": "set the environment variable WANDB_RUN_GROUP",
-    "benchmarks": "`orpo-trl evaluate` scores a model",
+    "benchmarks": "no benchmark runs beside the training",
     "callbacks": "the handbook's callbacks do not run here",
     "system_prompt": "no turn is added; write it into the rows or the template",
 }
