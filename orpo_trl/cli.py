@@ -1,5 +1,6 @@
 """The command `orpo-trl`. Each subcommand imports what it needs when it runs, so that `--help` is quick."""
 
+import math
 import os
 import shlex
 from pathlib import Path
@@ -13,6 +14,16 @@ class _Failure(click.ClickException):
     """The user's to mend: a message instead of a traceback, and the exit status of wrong usage."""
 
     exit_code = 2
+
+
+class _Number(click.FloatRange):
+    """A finite number: `nan` is in every range."""
+
+    def convert(self, value, parameter, context):
+        number = super().convert(value, parameter, context)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", parameter, context)
+        return number
 
 
 def _complete_recipe(context, parameter, incomplete):
@@ -49,7 +60,9 @@ def main() -> None:
 @_recipe
 @_overrides
 @click.option(
-    "--engine", metavar="ENGINE", help="zero3, zero2, fsdp2, ddp, or an accelerate config. Default: the recipe's."
+    "--engine",
+    metavar="ENGINE",
+    help="zero3, zero2, zero3_offload, fsdp2, ddp, or an accelerate config. Default: the recipe's.",
 )
 @click.option(
     "--num_processes", "--num-processes", type=int, metavar="N", help="GPUs, of all machines together. Default: all."
@@ -57,7 +70,13 @@ def main() -> None:
 @click.option("--num_machines", "--num-machines", type=int, default=1, metavar="N", help="Machines. Default: 1.")
 @click.option("--machine_rank", "--machine-rank", type=int, metavar="N", help="This machine's number, from 0.")
 @click.option("--main_process_ip", "--main-process-ip", metavar="HOST", help="Address of machine 0.")
-@click.option("--main_process_port", "--main-process-port", type=int, metavar="PORT", help="A free port of machine 0.")
+@click.option(
+    "--main_process_port",
+    "--main-process-port",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="A free port of machine 0.",
+)
 @click.option("--dry-run", "--dry_run", is_flag=True, help="Print the command line, and do not run it.")
 def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch) -> None:
     """Train as RECIPE says: a file, or the name of a shipped recipe.
@@ -77,9 +96,9 @@ def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch) -> N
 
     with _failing():
         loaded = load_recipe([recipe, *overrides])
-        build_settings(loaded)
-        engine = loaded.settings.get("deepspeed")
-        command = launch_command(Launch(**launch), loaded.name, list(overrides), engine, count_gpus())
+        build_settings(loaded, with_engine=False)
+        own = {key: loaded.settings.get(key) for key in ("deepspeed", "fsdp")}
+        command = launch_command(Launch(**launch), loaded.name, list(overrides), own, count_gpus())
     click.echo(shlex.join(command))
     if not dry_run:
         os.execvp(command[0], command)
@@ -88,7 +107,7 @@ def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch) -> N
 @main.command(context_settings=_EXTRA)
 @_recipe
 @_overrides
-@click.option("--engine", metavar="ENGINE", help="zero3, zero2, fsdp2, ddp or zero3_offload. Default: the recipe's.")
+@click.option("--engine", metavar="ENGINE", help="zero3, zero2, zero3_offload, fsdp2 or ddp. Default: the recipe's.")
 @click.option(
     "--num_processes",
     "--num-processes",
@@ -99,18 +118,18 @@ def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch) -> N
 @click.option("--gpu", metavar="NAME", help="GPU to plan for, such as a100-80gb or h100. Default: this machine's.")
 @click.option(
     "--gpu-memory",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Number(min=0, min_open=True),
     metavar="GIB",
     help="Memory of one GPU. Default: that of --gpu.",
 )
 @click.option(
     "--utilisation",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=_Number(0, 1, min_open=True),
     default=0.4,
     show_default=True,
     help="Share of the GPU's peak FLOP/s that the run reaches.",
 )
-@click.option("--price", type=click.FloatRange(min=0), metavar="USD", help="Price of one GPU for one hour.")
+@click.option("--price", type=_Number(min=0), metavar="USD", help="Price of one GPU for one hour.")
 @click.option("--full", is_flag=True, help="Prepare all rows, not a sample.")
 @click.option("--color/--no-color", default=None, help="Colour the printed pair. Default: on a terminal.")
 def check(recipe: str, overrides: tuple[str, ...], **options) -> None:
@@ -141,9 +160,6 @@ class _RecipesGroup(click.Group):
         if found or name not in _shipped_names():
             return found
         return click.Command(name, callback=lambda: _print_recipe(name), help=f"Print the recipe {name}.")
-
-    def list_commands(self, context):
-        return super().list_commands(context)
 
     def shell_complete(self, context, incomplete):
         from click.shell_completion import CompletionItem

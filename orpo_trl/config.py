@@ -209,6 +209,9 @@ class ORPOConfig(SFTConfig):
         for name in ("learning_rate", "warmup_steps", "weight_decay"):
             if not getattr(self, name) >= 0:
                 problems.append(f"`{name}` must be at least 0, got {getattr(self, name)}")
+        for name in ("seed", "data_seed"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 2**32:
+                problems.append(f"`{name}` must be from 0 to 2^32 - 1, got {getattr(self, name)}")
         if self.max_steps <= 0 and not self.num_train_epochs > 0:
             problems.append(f"`num_train_epochs` must be above 0, got {self.num_train_epochs}")
         if self.nll_reduction == "max_length" and self.max_length is None:
@@ -315,6 +318,10 @@ class DataArguments:
         if bool(self.dataset_name) == bool(self.datasets):
             given = "both" if self.dataset_name else "neither"
             problems.append(f"Set one of `dataset_name` and `datasets`; received {given}")
+        if self.datasets and (self.dataset_config is not None or self.dataset_train_split != "train"):
+            problems.append(
+                "`dataset_config` and `dataset_train_split` are not for `datasets`, whose entries have `name`, `split`"
+            )
         held_out = self.test_split_size is not None
         if held_out and not with_test:
             problems.append("`test_split_size` holds rows out to evaluate on, but `eval_strategy` is 'no'")

@@ -5,11 +5,13 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from orpo_trl.shipped import RECIPES, RUN_SCRIPT, relative
 
 DEEPSPEED = ("zero2", "zero3")
-ENGINES = (*DEEPSPEED, "fsdp2", "ddp")
+ENGINES = (*DEEPSPEED, "zero3_offload", "fsdp2", "ddp")
+_OF_SEVERAL = ("machine_rank", "main_process_ip", "main_process_port")
 
 
 def resolve_deepspeed(deepspeed: str | dict | None) -> str | dict | None:
@@ -38,11 +40,11 @@ def start_deepspeed_on_cpu() -> None:
 
 @dataclass(frozen=True)
 class Launch:
-    """What `orpo-trl train` was asked for. None: left to accelerate, which takes every GPU of this machine.
+    """What `orpo-trl train` was asked for.
 
     Attributes:
         engine: one of `ENGINES`, or an accelerate config file; None for the recipe's own.
-        num_processes: GPUs of all machines together.
+        num_processes: GPUs of all machines together; None for all of this machine's.
         num_machines, machine_rank, main_process_ip, main_process_port: as in `accelerate launch`.
     """
 
@@ -54,36 +56,35 @@ class Launch:
     main_process_port: int | None = None
 
 
-def launch_command(
-    launch: Launch, recipe: str, overrides: list[str], own_engine: str | dict | None, gpus: int
-) -> list[str]:
+def launch_command(launch: Launch, recipe: str, overrides: list[str], own: dict[str, Any], gpus: int) -> list[str]:
     """The `accelerate launch` command line of a run.
+
+    It always names a config file and the number of processes: otherwise the defaults that the user once gave to
+    `accelerate config` would decide.
 
     Args:
         launch: what was asked for.
         recipe: path of the recipe.
         overrides: passed on as they are.
-        own_engine: the recipe's `deepspeed`; other than `DEEPSPEED`, the run finds it in the recipe.
+        own: the recipe's `deepspeed` and `fsdp`, which an engine that was asked for replaces.
         gpus: of this machine; 0 for a CPU.
 
     Raises:
         ValueError: naming the flags that are missing or do not fit together.
     """
-    own_engine = own_engine if own_engine in DEEPSPEED else None
-    _check(launch, own_engine, gpus)
-    engine = launch.engine
-    if engine is None and (launch.num_machines > 1 or (not gpus and (launch.num_processes or 1) > 1)):
-        # Neither several machines nor several processes on a CPU start without a config.
-        engine = own_engine
-    command = [_accelerate(), "launch"]
-    if engine == "ddp":
-        command += ["--multi_gpu"]
-        overrides = [*overrides, "--deepspeed", "null"]
-    elif engine is not None:
-        command += ["--config_file", str(_config_file(engine, launch, gpus))]
-        if launch.num_processes is None and gpus and engine in ENGINES:
-            command += ["--num_processes", str(gpus)]
-    for name in ("num_processes", "machine_rank", "main_process_ip", "main_process_port"):
+    named = own.get("deepspeed") if own.get("deepspeed") in DEEPSPEED else None
+    processes = max(gpus, 1) if launch.num_processes is None else launch.num_processes
+    engine = launch.engine or _default_engine(launch, named, processes, gpus)
+    _check(launch, engine, processes, gpus)
+    if launch.engine is not None:
+        overrides = [*overrides, *(word for key, value in own.items() if value for word in (f"--{key}", "null"))]
+    command = [_accelerate(), "launch", "--config_file", str(_config_file(engine, launch, gpus))]
+    if launch.engine in (None, *ENGINES) or launch.num_processes is not None:
+        command += ["--num_processes", str(processes)]
+    if processes == 1 and gpus > 1:
+        # A process that sees several GPUs would take them all, one batch over all of them.
+        command += ["--gpu_ids", os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]]
+    for name in ("machine_rank", "main_process_ip", "main_process_port"):
         value = getattr(launch, name)
         if value is not None:
             command += [f"--{name}", str(value)]
@@ -92,45 +93,60 @@ def launch_command(
     return [*command, str(relative(RUN_SCRIPT)), recipe, *overrides]
 
 
-def _check(launch: Launch, own_engine: str | None, gpus: int) -> None:
+def _default_engine(launch: Launch, named: str | None, processes: int, gpus: int) -> str:
+    """Where none is asked for: the recipe shards by itself in processes that are merely several."""
+    if processes == 1:
+        return "single"
+    if not gpus or (launch.num_machines > 1 and named == "zero3"):
+        return named or "ddp"
+    return "ddp"
+
+
+def _check(launch: Launch, engine: str, processes: int, gpus: int) -> None:
     several = launch.num_machines > 1
     for name in ("num_processes", "num_machines"):
         value = getattr(launch, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}.")
-    missing = [
-        f"--{name}"
-        for name in ("num_processes", "machine_rank", "main_process_ip")
-        if several and getattr(launch, name) is None
-    ]
+    if engine not in ("single", *ENGINES) and not Path(engine).is_file():
+        raise ValueError(f"--engine: expected {', '.join(ENGINES)} or an accelerate config, got {engine!r}.")
+    _check_machines(launch)
+    if launch.engine == "ddp" and processes < 2:
+        raise ValueError("--engine ddp needs two processes or more; a single one starts without --engine.")
+    if engine not in ("single", *ENGINES):
+        return
+    if not several and gpus and processes > gpus:
+        raise ValueError(f"--num_processes {processes}: this machine has {gpus} GPU{'s' if gpus > 1 else ''}.")
+    if not gpus and engine != "single" and not _config_file(engine, launch, gpus).is_file():
+        asked = f"not under {engine}" if launch.engine else "and the recipe names none of them"
+        raise ValueError(f"On a CPU, processes start under --engine zero2, zero3 or fsdp2 alone, {asked}.")
+
+
+def _check_machines(launch: Launch) -> None:
+    if launch.num_machines < 2:
+        given = [f"--{name}" for name in _OF_SEVERAL if getattr(launch, name) is not None and launch.machine_rank != 0]
+        if given:
+            raise ValueError(f"{', '.join(given)}: these are for --num_machines 2 or more.")
+        return
+    missing = [f"--{name}" for name in ("num_processes", *_OF_SEVERAL[:2]) if getattr(launch, name) is None]
     if missing:
         raise ValueError(
             f"--num_machines {launch.num_machines} also needs {', '.join(missing)}: --num_processes counts the GPUs of "
             "all machines, --machine_rank is this one's number from 0, --main_process_ip the address of rank 0."
         )
-    if several and launch.num_processes % launch.num_machines:
+    if launch.num_processes % launch.num_machines:
         raise ValueError(
             f"--num_processes {launch.num_processes} is not a multiple of --num_machines {launch.num_machines}."
         )
-    if several and not 0 <= launch.machine_rank < launch.num_machines:
+    if not 0 <= launch.machine_rank < launch.num_machines:
         raise ValueError(f"--machine_rank must be from 0 to {launch.num_machines - 1}, got {launch.machine_rank}.")
-    if launch.engine is not None and launch.engine not in ENGINES and not Path(launch.engine).is_file():
-        raise ValueError(f"--engine: expected {', '.join(ENGINES)} or an accelerate config, got {launch.engine!r}.")
-    processes = launch.num_processes or 1
-    if gpus and not several and processes > gpus and launch.engine in (None, *ENGINES):
-        raise ValueError(f"--num_processes {processes}: this machine has {gpus} GPUs.")
-    engine = launch.engine or own_engine
-    if launch.engine == "ddp" and (processes if not gpus else launch.num_processes or gpus) < 2:
-        raise ValueError("--engine ddp needs two processes or more; a single one starts without --engine.")
-    if not gpus and processes > 1 and engine in (None, "ddp"):
-        raise ValueError("On a CPU, several processes start under --engine zero2, zero3 or fsdp2 alone.")
 
 
 def _config_file(engine: str, launch: Launch, gpus: int) -> Path:
-    if engine not in ENGINES:
+    if engine not in ("single", *ENGINES):
         return Path(engine)
     folder = RECIPES / "accelerate"
-    if not gpus:
+    if not gpus and engine != "single":
         return relative(folder / f"cpu_{engine}.yaml")
     return relative(folder / ("multi_node.yaml" if launch.num_machines > 1 and engine == "zero3" else f"{engine}.yaml"))
 

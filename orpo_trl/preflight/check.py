@@ -3,11 +3,14 @@
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 from transformers.utils import logging as transformers_logging
 
+from orpo_trl.engine import ENGINES
 from orpo_trl.preflight.compute import named_device
 from orpo_trl.preflight.flight import Failed, Preflight, Skipped
 from orpo_trl.preflight.inputs import check_data, check_model, check_pair, check_recipe, check_template
@@ -38,9 +41,27 @@ def run_checks(arguments: list[str], color: bool | None = None, **options: Any) 
     _check_options(options)
     color = sys.stdout.isatty() if color is None else color
     flight = Preflight(arguments, {**options, "color": color})
-    warnings.filterwarnings("ignore", module="torch|transformers|trl")
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("orpo_trl").setLevel(logging.ERROR)
+    with _quiet():
+        return _take_steps(flight)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What libraries and the trainer's own modules log and warn of is said by the steps, or is not for this moment."""
+    logger = logging.getLogger("orpo_trl")
+    level, verbosity = logger.level, transformers_logging.get_verbosity()
+    try:
+        logger.setLevel(logging.ERROR)
+        transformers_logging.set_verbosity_error()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="torch|transformers|trl")
+            yield
+    finally:
+        logger.setLevel(level)
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _take_steps(flight: Preflight) -> bool:
     failed = 0
     for number, (title, step) in enumerate(STEPS.items(), 1):
         lines: list[str] = []
@@ -63,8 +84,7 @@ def run_checks(arguments: list[str], color: bool | None = None, **options: Any) 
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    engines = ("zero3", "zero2", "fsdp2", "ddp", "zero3_offload")
-    if options["engine"] not in (None, *engines):
-        raise ValueError(f"--engine: expected {', '.join(engines)}, got {options['engine']!r}")
+    if options["engine"] not in (None, *ENGINES):
+        raise ValueError(f"--engine: expected {', '.join(ENGINES)}, got {options['engine']!r}")
     if options["gpu"] is not None:
         named_device(options["gpu"])

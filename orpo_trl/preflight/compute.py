@@ -102,7 +102,6 @@ def train_flops(
     training: ORPOConfig,
     lengths: np.ndarray,
     is_padded: bool = False,
-    is_model_flops: bool = False,
 ) -> float:
     """Floating-point operations of training once on pairs of these lengths, all devices together.
 
@@ -116,7 +115,6 @@ def train_flops(
         model_args, training: `use_peft`; `gradient_checkpointing` and `nll_scope`.
         lengths: `[pairs, 3]`: tokens of prompt, chosen and rejected response; 0 where there is no rejected one.
         is_padded: a row for each response, both as long as the longer; else the shared_prefix layout.
-        is_model_flops: leave the second forward pass out, as MFU does.
     """
     weights, text = matrix_weights(config), config.get_text_config()
     prompt, chosen, rejected = np.asarray(lengths, dtype=np.int64).T
@@ -131,7 +129,7 @@ def train_flops(
     scored = rejected + (prompt + chosen - 1 if training.nll_scope == "sequence" else chosen)
 
     backward = 2 if model_args.use_peft else 4
-    runs_again = training.gradient_checkpointing and not is_model_flops
+    runs_again = training.gradient_checkpointing
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     attention = 4 * attended.sum() * head_size * text.num_attention_heads * text.num_hidden_layers
     body = (2 + backward + 2 * runs_again) * weights.active * tokens.sum()

@@ -1,7 +1,7 @@
 """What the steps of a preflight share."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ class Preflight:
     Attributes:
         arguments: recipe and overrides.
         options: of the command line; see `run_checks`.
+        own_engine: the recipe's `deepspeed` and `fsdp`.
         pairs: prepared pairs of the sample to train on.
         lengths: `[pairs, 3]`, their tokens of prompt, chosen and rejected response, 0 for none.
         num_pairs: of the whole train dataset, where the sample stands for it.
+        is_stream: the rows are those of a stream, whose number is not known.
         num_steps: optimiser steps.
     """
 
@@ -40,13 +42,14 @@ class Preflight:
     model_args: ModelArguments | None = None
     data_args: DataArguments | None = None
     training: ORPOConfig | None = None
-    own_engine: Any = None
+    own_engine: dict[str, Any] = field(default_factory=dict)
     config: PretrainedConfig | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     why_padded: str | None = None
     pairs: Dataset | None = None
     lengths: np.ndarray | None = None
     num_pairs: int = 0
+    is_stream: bool = False
     num_steps: int | None = None
 
     def need(self, name: str, step: str) -> Any:
@@ -70,17 +73,26 @@ class Preflight:
 
     @property
     def engine(self) -> Engine:
-        asked = self.options["engine"]
-        name = asked or _engine_of(self.own_engine)
+        asked, own = self.options["engine"], self.own_engine
+        if asked:
+            return Engine(asked, self.processes)
+        if self.processes == 1:
+            return Engine("single")
+        name, auto_buckets = _engine_of(own)
         # On a CPU, the recipe's engine is launched by an accelerate config too, which has DeepSpeed's own buckets.
-        auto_buckets = asked is None and self.is_on_gpu
-        return Engine(name, self.processes, auto_buckets) if self.processes > 1 else Engine("single")
+        return Engine(name, self.processes, auto_buckets and self.is_on_gpu)
 
 
-def _engine_of(deepspeed: str | dict | None) -> str:
-    """The engine that a recipe's `deepspeed` names, or that its DeepSpeed config is one of."""
-    if deepspeed is None or deepspeed in DEEPSPEED:
-        return deepspeed or "ddp"
+def _engine_of(own: dict[str, Any]) -> tuple[str, bool]:
+    """The engine that a recipe's `deepspeed` or `fsdp` stands for, and whether DeepSpeed's buckets are `auto`."""
+    deepspeed = own.get("deepspeed")
+    if deepspeed in DEEPSPEED:
+        return deepspeed, True
+    if not deepspeed:
+        return "fsdp2" if own.get("fsdp") else "ddp", False
     config = deepspeed if isinstance(deepspeed, dict) else json.loads(Path(deepspeed).read_text(encoding="utf-8"))
-    stage = config.get("zero_optimization", {}).get("stage", 0)
-    return f"zero{stage}" if stage in (2, 3) else "ddp"
+    zero = config.get("zero_optimization", {})
+    if zero.get("stage") not in (2, 3):
+        return "ddp", False
+    offloaded = zero["stage"] == 3 and zero.get("offload_optimizer", {}).get("device") not in (None, "none")
+    return f"zero{zero['stage']}" + ("_offload" if offloaded else ""), zero.get("reduce_bucket_size") == "auto"

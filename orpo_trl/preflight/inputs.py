@@ -29,8 +29,8 @@ _ANSWER = {"role": "assistant", "content": "That is 4."}
 
 def check_recipe(flight: Preflight) -> Iterator[str]:
     recipe = load_recipe(flight.arguments)
-    flight.own_engine = recipe.settings.get("deepspeed")
-    flight.model_args, flight.data_args, flight.training = build_settings(recipe)
+    flight.own_engine = {key: recipe.settings.get(key) for key in ("deepspeed", "fsdp")}
+    flight.model_args, flight.data_args, flight.training = build_settings(recipe, with_engine=False)
     files = dict.fromkeys(re.sub(r":\d+$", "", place) for place in recipe.places.values())
     training = flight.training
     yield f"{len(recipe.settings)} settings from {', '.join(files)}"
@@ -41,12 +41,14 @@ def check_recipe(flight: Preflight) -> Iterator[str]:
     remote = [
         f"{key} {name}"
         for key, name in (
-            ("model config and tokenizer: `model_name_or_path`", flight.model_args.model_name_or_path),
+            ("model config: `model_name_or_path`", flight.model_args.model_name_or_path),
+            ("tokenizer: `tokenizer_name_or_path`", flight.model_args.tokenizer_name_or_path),
+            ("chat template: `chat_template_path`", training.chat_template_path),
             ("data: `dataset_name`", flight.data_args.dataset_name),
             *(("data: `datasets`", entry["path"]) for entry in flight.data_args.datasets),
             *(("data: `eval_datasets`", entry["path"]) for entry in flight.data_args.eval_datasets.values()),
         )
-        if name and not Path(name).expanduser().exists()
+        if name and not Path(name).expanduser().exists() and not name.endswith((".jinja", ".j2"))
     ]
     yield f"Needs the network, unless cached: {'; '.join(remote)}" if remote else "No step needs the network."
 
@@ -169,7 +171,7 @@ def _sample(rows: Dataset | IterableDataset, full: bool, seed: int) -> tuple[Dat
 def _note_training_pairs(
     flight: Preflight, pairs: Dataset, report: PreparationReport, rows: int, total: int | None
 ) -> None:
-    flight.pairs = pairs
+    flight.pairs, flight.is_stream = pairs, total is None
     sides = [pairs[f"{side}_ids"][:] for side in ("prompt", "chosen", "rejected")]
     flight.lengths = np.array([[len(ids or ()) for ids in row] for row in zip(*sides, strict=True)])
     flight.num_pairs = round(report.kept * (total or rows) / rows)

@@ -32,12 +32,12 @@ HEAD_TILES = {"cpu": (512, 8192), "cuda": (4096, 32768)}
 HEAD_TILES_HELD = {"cpu": 9, "cuda": 1}
 
 # Bytes of state for each trained weight of 4 bytes. torch's optimizers keep state in the weight's dtype, so half of it
-# for 2 bytes; bitsandbytes' have a dtype of their own. Adafactor's is in `_optimizer_bytes`.
+# for 2 bytes; bitsandbytes' and torchao's have a dtype of their own. Adafactor's is in `_Run.optimizer`.
 TORCH_OPTIMIZERS = {"adamw_torch": 8, "adamw_torch_fused": 8, "adagrad": 4, "rmsprop": 4, "sgd": 0}
 OTHER_OPTIMIZERS = {
     "adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_32bit": 8, "paged_adamw_8bit": 2,
     "lion_32bit": 4, "lion_8bit": 1, "paged_lion_32bit": 4, "paged_lion_8bit": 1,
-    "rmsprop_bnb": 4, "rmsprop_bnb_32bit": 4, "rmsprop_bnb_8bit": 1,
+    "rmsprop_bnb": 4, "rmsprop_bnb_32bit": 4, "rmsprop_bnb_8bit": 1, "adamw_torch_8bit": 2, "adamw_torch_4bit": 1,
 }  # fmt: skip
 
 # DeepSpeed's defaults, in elements. ZeRO-3 keeps a gathered weight that is used again within so many others (from the
@@ -95,6 +95,7 @@ class WeightCounts:
         trained: those that training changes.
         quantisable: those of frozen linear layers but the head, which bitsandbytes quantises.
         largest_quantisable: those of the largest of them.
+        embeddings: trained ones of embeddings.
         head: those of the LM head.
         largest: those of the largest trained matrix.
         layer: those of the largest decoder layer.
@@ -106,6 +107,7 @@ class WeightCounts:
     trained: int
     quantisable: int
     largest_quantisable: int
+    embeddings: int
     head: int
     largest: int
     layer: int
@@ -131,6 +133,11 @@ def count_weights(config: PreTrainedConfig, model_args: ModelArguments) -> Weigh
         trained=sum(weight.numel() for weight in trained),
         quantisable=sum(linear),
         largest_quantisable=max(linear, default=0),
+        embeddings=sum(
+            module.weight.numel()
+            for module in model.modules()
+            if isinstance(module, nn.Embedding) and module.weight.requires_grad
+        ),
         head=head.weight.numel(),
         largest=max((weight.numel() for weight in trained), default=0),
         layer=max(_size(layer) for layer in layers),
@@ -277,8 +284,13 @@ class _Run:
     def optimizer(self) -> int:
         name = getattr(self.training.optim, "value", self.training.optim)
         if name in OTHER_OPTIMIZERS:
-            is_paged_out = name.startswith("paged_") and self.device == "cuda"
-            return 0 if is_paged_out else self.share * OTHER_OPTIMIZERS[name]
+            if name.startswith("paged_") and self.device == "cuda":
+                return 0
+            # The Trainer keeps bitsandbytes' state of embeddings in 32 bits; DeepSpeed's partitions hide them from it.
+            is_in_8_bits = name.endswith("8bit") and not (name.startswith("adamw_torch") or _is_deepspeed(self.engine))
+            shards = self.engine.processes if self.engine.name == "fsdp2" else 1
+            in_32_bits = 3 * self.weights.embeddings // shards if is_in_8_bits else 0
+            return (self.share + in_32_bits) * OTHER_OPTIMIZERS[name]
         # DeepSpeed's optimizer is given the fp32 master copy.
         size = FP32 if _is_deepspeed(self.engine) else self.dtypes.trained.itemsize
         if name in TORCH_OPTIMIZERS:

@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 import torch
 from huggingface_hub import get_token
+from transformers import get_scheduler
 
 from orpo_trl.engine import count_gpus
 from orpo_trl.preflight.activations import MicroBatch
@@ -20,6 +21,11 @@ from orpo_trl.preflight.memory import estimate_memory
 GIB = 2**30
 # Micro-batches drawn to find how large the largest is, and how full padded ones are.
 DRAWS = 2_000
+# Packages of optimizers, by how their names begin.
+_OTHER_OPTIMIZERS = {
+    "galore": "galore_torch", "lomo": "lomo_optim", "adalomo": "lomo_optim", "grokadamw": "grokadamw",
+    "schedule_free": "schedulefree", "apollo": "apollo_torch", "stable_adamw": "optimi",
+}  # fmt: skip
 
 
 def check_schedule(flight: Preflight) -> Iterator[str]:
@@ -30,17 +36,27 @@ def check_schedule(flight: Preflight) -> Iterator[str]:
         f"{per_step} pairs an optimiser step: {training.per_device_train_batch_size} a process, times "
         f"{flight.processes} (processes), times {training.gradient_accumulation_steps} (accumulation)"
     )
-    epoch = math.ceil(flight.num_pairs / per_step)
+    epoch = flight.num_pairs / per_step
+    epoch = int(epoch) if training.dataloader_drop_last else math.ceil(epoch)
+    if not epoch:
+        raise Failed(
+            f"`dataloader_drop_last: true` leaves no step: {flight.num_pairs:,} rows are fewer than {per_step:,}."
+        )
     flight.num_steps = training.max_steps if training.max_steps > 0 else math.ceil(epoch * training.num_train_epochs)
-    epochs = flight.num_steps / epoch
     warmup = training.get_warmup_steps(flight.num_steps)
+    epochs = "of a stream" if flight.is_stream else f"{flight.num_steps / epoch:.3g} epochs of {epoch:,}"
     share = warmup / flight.num_steps
-    yield f"{flight.num_steps:,} optimiser steps, {epochs:.3g} epochs of {epoch:,}; warm-up {warmup:,} ({share:.0%})"
+    yield f"{flight.num_steps:,} optimiser steps, {epochs}; warm-up {warmup:,} ({share:.0%})"
+    get_scheduler(  # as the run will, so that wrong `lr_scheduler_kwargs` are told here
+        training.lr_scheduler_type, torch.optim.SGD([torch.zeros(1)], training.learning_rate), warmup, flight.num_steps,
+        dict(training.lr_scheduler_kwargs or {}),
+    )  # fmt: skip
     prompt, chosen, rejected = flight.lengths.T
     scale = flight.num_pairs / len(flight.lengths)
     unique, all_tokens = flight.lengths.sum() * scale, (2 * prompt + chosen + rejected).sum() * scale
     padded = _draw(flight, is_padded=True).mean() / training.per_device_train_batch_size * flight.num_pairs
-    yield f"{_short(unique)} tokens an epoch, {prompt.sum() / flight.lengths.sum():.0%} of them of prompts"
+    whole = "in those rows" if flight.is_stream else "an epoch"
+    yield f"{_short(unique)} tokens {whole}, {prompt.sum() / flight.lengths.sum():.0%} of them of prompts"
     if flight.is_padded:
         yield f"padded, as this run is: {_short(padded)}, {1 - all_tokens / padded:.0%} of them filling"
     else:
@@ -79,7 +95,10 @@ def check_memory(flight: Preflight) -> Iterator[str]:
         one = longest * 2 if flight.is_padded else int((flight.lengths.sum(1)).max()) + 1
         rows, largest = max(2, rows * budget // largest), max(budget, one)
     batch = MicroBatch(rows, largest, longest, not flight.is_padded)
-    estimate = estimate_memory(flight.config, flight.model_args, training, flight.engine, batch, device)
+    try:
+        estimate = estimate_memory(flight.config, flight.model_args, training, flight.engine, batch, device)
+    except ValueError as error:  # an optimizer or a model that is not known here is no fault of the recipe
+        raise Skipped(str(error)) from error
     has, whose = _capacity(flight)
     engine = flight.engine
     yield f"engine {engine.name}, processes {engine.processes}; largest micro-batch {largest:,} tokens, row {longest:,}"
@@ -94,6 +113,8 @@ def check_memory(flight: Preflight) -> Iterator[str]:
         )
     else:
         yield f"fits into the {has / GIB:.1f} GiB of {whose}"
+    if device == "cuda":
+        yield "Calculated, and not yet compared with a GPU's own figures; what its allocator cannot reuse comes on top."
 
 
 def _capacity(flight: Preflight) -> tuple[float, str]:
@@ -122,6 +143,8 @@ def check_time(flight: Preflight) -> Iterator[str]:
     if device is None:
         raise Skipped("no GPU is known; name one by --gpu")
     training, options = flight.training, flight.options
+    if not (training.bf16 or training.fp16 or flight.model_args.dtype in ("bfloat16", "float16")):
+        raise Skipped("the run computes in 32 bits, and the peaks that are known are those of 16")
     pairs = flight.num_steps * training.per_device_train_batch_size * flight.processes
     pairs *= training.gradient_accumulation_steps
     flops = train_flops(flight.config, flight.model_args, training, flight.lengths, flight.is_padded)
@@ -156,12 +179,17 @@ def _packages(flight: Preflight) -> Iterator[tuple[str, str, str]]:
     """Import name, why it is needed, and how to get it."""
     arguments, training = flight.model_args, flight.training
     optim = training.optim.value
+    if training.use_liger_kernel:
+        yield "liger_kernel", "`use_liger_kernel: true`", "pip install liger-kernel"
     if arguments.load_in_4bit or arguments.load_in_8bit:
         yield "bitsandbytes", "`load_in_4bit` and `load_in_8bit`", "pip install 'orpo-trl[quant]'"
     if optim.startswith("adamw_torch_"):
         if optim.endswith("bit"):
             yield "torchao", f"`optim: {optim}`", "pip install torchao"
-    elif optim.startswith("paged_") or optim.endswith("8bit") or "bnb" in optim:
+    elif any(optim.startswith(name) for name in _OTHER_OPTIMIZERS):
+        package = next(package for name, package in _OTHER_OPTIMIZERS.items() if optim.startswith(name))
+        yield package, f"`optim: {optim}`", f"pip install {package.replace('_', '-')}"
+    elif any(word in optim for word in ("paged_", "8bit", "bnb", "lion", "ademamix")):
         yield "bitsandbytes", f"`optim: {optim}`", "pip install 'orpo-trl[quant]', or set `optim: adamw_torch`"
     if arguments.use_peft:
         yield "peft", "`use_peft: true`", "pip install 'orpo-trl[peft]'"
@@ -171,7 +199,7 @@ def _packages(flight: Preflight) -> Iterator[tuple[str, str, str]]:
         name = {"flash_attention_3": "flash_attn_interface"}.get(arguments.attn_implementation, "flash_attn")
         yield name, f"`attn_implementation: {arguments.attn_implementation}`", "pip install flash-attn"
     for name in training.report_to or []:
-        if name in ("wandb", "trackio", "tensorboard", "mlflow"):
+        if name in ("wandb", "trackio", "tensorboard", "mlflow", "comet_ml", "neptune", "clearml", "swanlab"):
             yield name, f"`report_to: {name}`", f"pip install {name}"
 
 

@@ -75,6 +75,16 @@ class Recipe:
             path = path[:-1]
         return self.places.get(path, COMMAND_LINE)
 
+    def without_secrets(self, text: str) -> str:
+        """A message with the names of environment variables in place of what they hold."""
+        for path, original in self.secrets.items():
+            value: Any = self.settings
+            for part in path:
+                value = value[part]
+            if isinstance(value, str) and len(value) > 3:
+                text = text.replace(value, original)
+        return text
+
     def set(self, key: str, value: Any, places: dict[tuple, str], secrets: dict[tuple, str] | None = None) -> None:
         """Set a key, or with dots in it a part of its value: `model_init_kwargs.revision`, `datasets.0.path`.
 
@@ -84,11 +94,13 @@ class Recipe:
             places: of the value and its parts, by path below the key; `()` is the value's own.
             secrets: likewise.
         """
-        path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+        first, *rest = key.split(".")
+        path = (first, *(int(part) if part.isascii() and part.isdecimal() else part for part in rest))
         target: Any = self.settings
         for depth, part in enumerate(path[:-1]):
             if isinstance(target, dict) and target.get(part) is None:
                 target[part] = {}
+                self.places[path[: depth + 1]] = places[()]
             target = _child(target, part)
             if target is None:
                 whole = ".".join(map(str, path[: depth + 1]))
@@ -121,11 +133,14 @@ def find_recipe(name: str) -> Path:
         RecipeError: naming the shipped recipe that is meant most likely.
     """
     path = Path(name).expanduser()
-    if path.exists():
-        return path
-    shipped = shipped_path(name) or RECIPES / f"{name}.yaml"
-    if shipped.is_file() and shipped.suffix in (".yaml", ".yml"):
-        return relative(shipped)
+    try:
+        if path.exists():
+            return path
+        shipped = shipped_path(name) or RECIPES / f"{name}.yaml"
+        if shipped.is_file() and shipped.suffix in (".yaml", ".yml"):
+            return relative(shipped)
+    except OSError as error:  # too long for a name
+        raise RecipeError([Problem(f"{name:.60}…", error.strerror or str(error))]) from error
     close = get_close_matches(path.stem, [file.stem for file in RECIPES.glob("*.yaml")], n=1)
     hint = f"; did you mean the shipped recipe `{close[0]}`?" if close else ""
     raise RecipeError([Problem(name, _NOT_FOUND + hint)])
@@ -143,28 +158,42 @@ def shipped_path(name: str) -> Path | None:
 def read_recipe(path: Path) -> Recipe:
     """A recipe with the parents that it extends, the nearest last; its problems are in `problems`."""
     recipe = Recipe(str(path))
-    _read(path, recipe, chain=[])
+    _read(path, recipe, [], set())
     return recipe
 
 
-def _read(path: Path, recipe: Recipe, chain: list[Path]) -> None:
+def _read(path: Path, recipe: Recipe, chain: list[Path], seen: set[Path]) -> None:
+    """Each file once: read again through a second parent, it would undo what the first one changed."""
     document = _Document(path, recipe.problems)
     settings = document.read()
     for name in _parents(settings.pop("extends", None), document):
         place = document.places[("extends",)]
-        parent = Path(os.path.normpath(path.parent / Path(name).expanduser()))
-        if not parent.exists() and (RECIPES / Path(name).with_suffix(".yaml")).exists():
-            parent = relative(RECIPES / Path(name).with_suffix(".yaml"))
+        parent = _parent(path, name)
         through = [*chain, path]
-        if parent.resolve() in [file.resolve() for file in through]:
+        if parent is None:
+            recipe.problems.append(Problem(place, f"`extends`: the file {name} does not exist"))
+        elif parent.resolve() in [file.resolve() for file in through]:
             circle = " → ".join(str(file) for file in [*through, parent])
             recipe.problems.append(Problem(place, f"`extends` goes in a circle: {circle}"))
-        elif not parent.is_file():
-            recipe.problems.append(Problem(place, f"`extends`: the file {parent} does not exist"))
-        else:
-            _read(parent, recipe, through)
+        elif parent.resolve() not in seen:
+            seen.add(parent.resolve())
+            _read(parent, recipe, through, seen)
     for key, value in settings.items():
+        if "." in key and key.split(".")[0] in settings:
+            text = f"`{key}` and `{key.split('.')[0]}` both stand here; keep one of them"
+            recipe.problems.append(Problem(document.places[(key,)], text))
+            continue
         recipe.set(key, value, document.below(document.places, key), document.below(document.secrets, key))
+
+
+def _parent(path: Path, name: str) -> Path | None:
+    """The file that a recipe at `path` extends by `name`: beside it, or shipped. None where there is none."""
+    beside = Path(os.path.normpath(path.parent / Path(name).expanduser()))
+    try:
+        found = next((file for file in (beside, RECIPES / name, RECIPES / f"{name}.yaml") if file.is_file()), None)
+    except OSError:  # too long for a name
+        return None
+    return relative(found) if found and found != beside else found
 
 
 def _parents(extends: Any, document: "_Document") -> list[str]:

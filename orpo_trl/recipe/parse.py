@@ -52,8 +52,12 @@ def load_recipe(arguments: list[str]) -> Recipe:
     return recipe
 
 
-def build_settings(recipe: Recipe) -> Settings:
+def build_settings(recipe: Recipe, with_engine: bool = True) -> Settings:
     """The config objects of a recipe. `recipes/…` is a shipped file where the current folder has none of that name.
+
+    Args:
+        recipe: from `load_recipe`.
+        with_engine: False leaves `deepspeed` and `fsdp` out, which prepare this very process for a distributed run.
 
     Raises:
         RecipeError: with the problems that the recipe already has, and those of how its values fit together.
@@ -67,7 +71,9 @@ def build_settings(recipe: Recipe) -> Settings:
         if isinstance(values.get(key), str):
             values[key] = str(shipped_path(values[key]) or values[key])
     texts += _engine_problems(values.get("deepspeed"))
-    values["deepspeed"] = None if texts else resolve_deepspeed(values.get("deepspeed"))
+    values["deepspeed"] = resolve_deepspeed(values.get("deepspeed")) if with_engine and not texts else None
+    if not with_engine:
+        values["fsdp"] = None
     built: dict[str, Any] = {}
     for group, owner in GROUPS.items():
         try:
@@ -80,7 +86,9 @@ def build_settings(recipe: Recipe) -> Settings:
                 texts.append(" ".join(str(error).split()))
     if "data" in built and not recipe.problems:
         texts += built["data"].problems(with_test=values.get("eval_strategy", "no") != "no")
-    problems = [*recipe.problems, *(Problem(_place(recipe, text), text) for text in texts)]
+    if len(built) == len(GROUPS):
+        texts += _best_model_problems(built["training"], built["data"])
+    problems = [*recipe.problems, *(Problem(_place(recipe, text), recipe.without_secrets(text)) for text in texts)]
     if problems:
         raise RecipeError(problems)
     return built["model"], built["data"], built["training"]
@@ -99,7 +107,8 @@ def _override(recipe: Recipe, words: list[str]) -> None:
         while not separator and position < len(words) and not words[position].startswith("--"):
             values.append(words[position])
             position += 1
-        name = name.replace("-", "_")
+        first, dot, rest = name.partition(".")
+        name = first.replace("-", "_") + dot + rest
         recipe.set(name, _typed(keys().get(name), values), {(): COMMAND_LINE})
 
 
@@ -125,7 +134,9 @@ def _check(recipe: Recipe) -> None:
             found = [((), "`hub_token`: this is no place for a token; write ${HF_TOKEN}, or run `hf auth login`")]
         if found:
             recipe.wrong.add(name)
-            recipe.problems += [Problem(recipe.place(name, *path), text) for path, text in found]
+            recipe.problems += [
+                Problem(recipe.place(name, *path), recipe.without_secrets(text)) for path, text in found
+            ]
 
 
 def _engine_problems(deepspeed: Any) -> list[str]:
@@ -134,6 +145,18 @@ def _engine_problems(deepspeed: Any) -> list[str]:
     close = get_close_matches(deepspeed, DEEPSPEED, n=1)
     mean = f"did you mean {close[0]}? " if close else ""
     return [f"`deepspeed`: {mean}expected {', '.join(DEEPSPEED)} or an existing JSON file, received {deepspeed!r}"]
+
+
+def _best_model_problems(training: ORPOConfig, data: DataArguments) -> list[str]:
+    """transformers looks for the metric at the first evaluation, and several sets have one for each label."""
+    metric = (training.metric_for_best_model or "").removeprefix("eval_")
+    labels = list(data.eval_datasets)
+    if not (training.load_best_model_at_end and labels) or any(metric.startswith(f"{label}_") for label in labels):
+        return []
+    return [
+        f"`metric_for_best_model`: with `eval_datasets`, expected a metric of one of them, such as "
+        f"eval_{labels[0]}_loss, received {training.metric_for_best_model}"
+    ]
 
 
 def _place(recipe: Recipe, text: str) -> str:

@@ -170,6 +170,47 @@ def test_warm_up_that_never_ends_is_told():
     assert "10 optimiser steps" in steps["Optimiser steps and tokens"][1]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [(["--lr_scheduler_kwargs.nonsense", "3"], "nonsense"),
+     (["--dataloader_drop_last", "--per_device_train_batch_size", "600"], "leaves no step")],
+)  # fmt: skip
+def test_schedule_that_would_fail_in_the_run_is_told(overrides, message):
+    status, steps = check("quickstart", *overrides)
+    assert status == 1
+    assert message in steps["Optimiser steps and tokens"][1]
+
+
+def test_stream_has_no_epochs():
+    _, steps = check("quickstart", "--dataset_streaming", "--eval_strategy", "no", "--max_steps", "30")
+    assert "30 optimiser steps, of a stream" in steps["Optimiser steps and tokens"][1]
+    assert "epoch" not in steps["Optimiser steps and tokens"][1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "engine"),
+    [
+        ([], "single, processes 1"), (["--num_processes", "2"], "ddp, processes 2"),
+        (["--num_processes", "2", "--deepspeed", "zero2"], "zero2, processes 2"),
+        (["--num_processes", "2", "--deepspeed", "recipes/deepspeed/zero3.json"], "zero3, processes 2"),
+        (["--num_processes", "2", "--fsdp", "full_shard"], "fsdp2, processes 2"),
+        (["--engine", "zero3"], "zero3, processes 1"),
+        (["--engine", "zero2", "--num_processes", "2", "--deepspeed", "zero3"], "zero2, processes 2"),
+    ],
+)  # fmt: skip
+def test_memory_is_that_of_the_engine_that_will_run(arguments, engine):
+    steps = check("quickstart", *arguments, "--gpu-memory", "24")[1]
+    assert f"engine {engine};" in steps["Memory"][1]
+
+
+def test_optimizer_whose_memory_is_not_known_is_skipped():
+    steps = check("quickstart", "--optim", "rmsprop_bnb_32bit", "--gpu-memory", "24")[1]
+    assert steps["Memory"][0] == "✓"
+    steps = check("quickstart", "--optim", "lomo", "--gpu-memory", "24")[1]
+    assert steps["Memory"] == ("skipped", steps["Memory"][1])
+    assert "`optim: lomo` is not known" in steps["Memory"][1]
+
+
 def test_memory_is_compared_with_the_gpu():
     status, steps = check("quickstart", "--gpu-memory", "0.5")
     assert status == 1
@@ -179,7 +220,10 @@ def test_memory_is_compared_with_the_gpu():
 
 
 def test_cost_follows_from_time_gpus_and_price():
-    steps = check("quickstart", "--gpu", "h100", "--price", "1e9", "--num_processes", "2", "--utilisation", "0.5")[1]
+    assert check("quickstart", "--gpu", "h100")[1]["Time and cost"][0] == "skipped"  # in 32 bits
+    steps = check(
+        "quickstart", "--bf16", "--gpu", "h100", "--price", "1e9", "--num_processes", "2", "--utilisation", "0.5"
+    )[1]
     text = steps["Time and cost"][1]
     operations = float(re.search(r"([\d.e-]+) TFLOP a pair", text)[1]) * 1e12
     steps_of_run = int(re.search(r"([\d,]+) optimiser steps", steps["Optimiser steps and tokens"][1])[1])
@@ -190,7 +234,10 @@ def test_cost_follows_from_time_gpus_and_price():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [(["--attn_implementation", "flash_attention_2"], "pip install flash-attn"),
-     (["--optim", "adamw_torch_8bit"], "pip install torchao")],
+     (["--optim", "adamw_torch_8bit"], "pip install torchao"),
+     (["--optim", "galore_adamw"], "pip install galore-torch"),
+     (["--use_liger_kernel"], "pip install liger-kernel"),
+     (["--report_to", "comet_ml"], "comet_ml")],
 )  # fmt: skip
 def test_missing_packages_are_told_with_the_way_to_get_them(overrides, message):
     status, steps = check("quickstart", *overrides)

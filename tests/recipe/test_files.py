@@ -68,6 +68,18 @@ def test_child_replaces_what_its_parents_say_in_order(tmp_path):
     assert places == {"a": "a.yaml:2", "d": "base.yaml:2", "b": "b.yaml:1", "c": "r.yaml:2"}
 
 
+def test_a_shared_grandparent_undoes_no_parent(tmp_path):
+    files = {"a": "extends: base.yaml\nx: a\n", "b": "extends: base.yaml\ny: b\n", "base": "x: base\ny: base\n"}
+    path = write(tmp_path, r="extends: [a.yaml, b.yaml]\n", **files)
+    assert read_recipe(path).settings == {"x": "a", "y": "b"}
+
+
+@pytest.mark.parametrize("name", ["qwen_0.5b", "qwen_0.5b.yaml"])
+def test_shipped_parent_whose_name_has_a_dot(tmp_path, name):
+    recipe = read_recipe(write(tmp_path, r=f"extends: {name}\n"))
+    assert recipe.settings["model_name_or_path"] == "Qwen/Qwen2.5-0.5B"
+
+
 def test_parents_are_found_beside_their_file_and_among_the_shipped_recipes(tmp_path):
     (tmp_path / "sub").mkdir()
     path = write(tmp_path / "sub", r="extends: ../base.yaml\n")
@@ -88,6 +100,7 @@ def test_nested_values_are_replaced_whole_or_by_dotted_key(tmp_path):
         "m": {"a": 1, "b": 3}, "d": [{"path": "x"}, {"path": "z"}], "new": {"part": 1}, "w": {"y": 2},
     }  # fmt: skip
     assert recipe.place("m", "b") == f"{path}:2"
+    assert recipe.place("new") == recipe.place("new", "part") == f"{path}:4"
     assert recipe.place("d", 0, "path") == f"{tmp_path / 'base.yaml'}:3"
     assert not recipe.problems
 
@@ -120,6 +133,8 @@ def test_dotted_key_without_its_place_is_named(tmp_path, key):
         ("b: 1\na: ${ORPO_NO_SUCH}\n", "r.yaml:2: the environment variable ORPO_NO_SUCH is not set"),
         ("extends: 3\n", "r.yaml:1: `extends`: expected a file or a list of files, received 3"),
         ("a: 1\nextends: absent.yaml\n", "r.yaml:2: `extends`: the file absent.yaml does not exist"),
+        ("m.a: 1\nm: {b: 2}\n", "r.yaml:1: `m.a` and `m` both stand here"),
+        ("extends: " + "x" * 300 + "\n", "r.yaml:1: `extends`: the file xxx"),
         ("extends: r.yaml\n", "r.yaml:1: `extends` goes in a circle: r.yaml → r.yaml"),
     ],
 )

@@ -30,13 +30,6 @@ def test_keys_are_the_fields_of_the_config_classes():
     }
 
 
-@given(st.data())
-def test_no_typo_is_a_key(data):
-    name = data.draw(st.sampled_from(sorted(keys())))
-    typo = data.draw(st.sampled_from(sorted(typos(name))))
-    assert f"unknown key `{typo}`" in unknown_key(typo)
-
-
 @pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 40])
 def test_typo_of_one_character_is_answered_with_the_right_key(every):
     asked = [(name, typo) for name in keys() for typo in typos(name)]

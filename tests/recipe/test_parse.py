@@ -97,6 +97,12 @@ def test_all_problems_are_told_at_once_with_their_lines(tmp_path):
         ("eval_datasets: {a: {path: b}}\n", "recipe.yaml:5: `eval_datasets` names rows to evaluate on, but"),
         ("deepspeed: zero33\n", "recipe.yaml:5: `deepspeed`: did you mean zero3? expected zero2, zero3 or"),
         ("hub_token: hf_secret\n", "recipe.yaml:5: `hub_token`: this is no place for a token"),
+        ("seed: 99999999999\n", "recipe.yaml:5: `seed` must be from 0 to 2^32 - 1, got 99999999999"),
+        ('"5": 1\n', "recipe.yaml:5: unknown key `5`"),
+        (
+            "eval_strategy: epoch\nsave_strategy: epoch\nload_best_model_at_end: true\neval_datasets: {a: {path: b}}\n",
+            "recipe.yaml:8: `metric_for_best_model`: with `eval_datasets`, expected a metric of one",
+        ),
         ("packing: true\n", "recipe.yaml:5: `packing` has no meaning for preference pairs"),
     ],
 )
@@ -116,6 +122,19 @@ def test_token_comes_from_the_environment_and_is_in_no_message(tmp_path, monkeyp
 @pytest.mark.parametrize("arguments", [[], ["--beta", "1"]])
 def test_recipe_comes_first(arguments):
     assert report(*arguments) == ["command line: name a recipe first, such as recipes/quickstart.yaml"]
+
+
+def test_environment_variable_is_named_and_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", "hf_secret")
+    text = "learning_rate: ${SOME_TOKEN}\ndeepspeed: ${SOME_TOKEN}\ndatasets: [{path: a, weight: '${SOME_TOKEN}'}]\n"
+    told = str(report(write(tmp_path, BASE + text)))
+    assert "hf_secret" not in told
+    assert told.count("${SOME_TOKEN}") == 3
+
+
+def test_labels_with_dashes_keep_them(tmp_path):
+    recipe = write(tmp_path, BASE + "eval_strategy: epoch\neval_datasets: {a-b: {path: x}}\n")
+    assert parse_recipe([recipe, "--eval-datasets.a-b.path", "y"])[1].eval_datasets == {"a-b": {"path": "y"}}
 
 
 def test_abbreviated_override_is_unknown(tmp_path):

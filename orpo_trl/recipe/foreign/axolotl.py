@@ -93,7 +93,11 @@ _DROPPED = {
     "sequence_parallel_degree": "a row is never split over GPUs",
     "context_parallel_size": "a row is never split over GPUs",
 }  # fmt: skip
-_ENTRY = {key: key for key in ("path", "name", "split", "data_files")}
+_ENTRY = {
+    **{key: key for key in ("path", "name", "split", "data_files")},
+    "field_chosen": "chosen",
+    "field_rejected": "rejected",
+}
 _ENTRY_DROPPED = {
     "type": "prompt, chosen and rejected are read from the row's own shape",
     "ds_type": "the file's ending says it",
@@ -229,6 +233,7 @@ def _convert_data(draft: Draft) -> None:
     known = [entry for entry in sources if isinstance(entry, dict) and entry.get("type") in _KNOWN_TYPES]
     entries = entries_of(draft, "datasets", {**_ENTRY, "type": "type"}, _ENTRY_DROPPED)
     for index, entry in enumerate(entries):
+        _name_columns(entry)
         kind = entry.pop("type", None)
         if kind is not None and sources[index] not in known:
             draft.drop("datasets", _ENTRY_DROPPED["type"], (index, "type"))
@@ -240,6 +245,12 @@ def _convert_data(draft: Draft) -> None:
         "versions read the first question and answer alone. Rows are rendered by the tokenizer's chat template.",
         "datasets",
     )
+
+
+def _name_columns(entry: dict[str, Any]) -> None:
+    columns = {side: entry.pop(side) for side in ("chosen", "rejected") if side in entry}
+    if columns:
+        entry["columns"] = {"chosen": "chosen", "rejected": "rejected", **columns}
 
 
 def _convert_schedule(draft: Draft) -> None:
@@ -277,6 +288,7 @@ def _convert_schedule(draft: Draft) -> None:
 def _convert_evaluation(draft: Draft) -> None:
     tests = entries_of(draft, "test_datasets", {**_ENTRY, "type": "type"}, _ENTRY_DROPPED)
     for entry in tests:
+        _name_columns(entry)
         entry.pop("type", None)
     size = draft.number("val_set_size", 0)
     if tests:

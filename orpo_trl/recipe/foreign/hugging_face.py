@@ -90,6 +90,8 @@ def _convert_trl(draft: Draft) -> None:
             "its end; here a row whose prompt has this many or more is dropped.",
             "max_prompt_length",
         )
+    if "max_length" in draft.config.values and not draft.has("max_length"):
+        draft.default("max_length", 512, "what `max_length: null` means to TRL")
     draft.differs(
         "max_length: where the prompt alone fills a row, TRL trains on an empty response; here the row is dropped.",
         "max_length" if draft.has("max_length") else None,
