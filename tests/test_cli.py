@@ -120,7 +120,11 @@ def test_schema_has_every_key_with_type_default_and_help():
         (["train", "quickstrat"], 2, "did you mean the shipped recipe `quickstart`?"),
         (["train", "quickstart", "--bta", "1"], 2, "command line: unknown key `bta`; did you mean `beta`?"),
         (["train", "quickstart", "--num_processes", "two"], 2, "'two' is not a valid integer"),
-        (["train", "quickstart", "--engine", "zero4"], 2, "--engine: expected zero2, zero3, fsdp2, ddp or"),
+        (
+            ["train", "quickstart", "--engine", "zero4"],
+            2,
+            "--engine: expected zero2, zero3, zero3_offload, fsdp2, ddp or",
+        ),
         (["train", "quickstart", "--num_machines", "2"], 2, "--num_machines 2 also needs --num_processes"),
         (["train"], 2, "Missing argument 'RECIPE'"),
         (["recipes", "nonesuch"], 2, "No such command 'nonesuch'"),
@@ -145,7 +149,7 @@ def test_dry_run_prints_a_command_line_and_nothing_else(monkeypatch):
     result = run("train", "quickstart", "--beta", "0.3", "--run_name", "a b", "--dry-run", "--max_steps", "-1")
     line = result.stdout.strip()
     assert line.endswith(
-        "launch scripts/run_orpo.py recipes/quickstart.yaml --beta 0.3 --run_name 'a b' --max_steps -1"
+        "single.yaml --num_processes 1 scripts/run_orpo.py recipes/quickstart.yaml --beta 0.3 --run_name 'a b' --max_steps -1"
     )
 
 
@@ -153,7 +157,7 @@ def test_slurm_script_starts_one_launcher_on_each_machine(tmp_path):
     """SLURM's own programs are stood in for: what they are asked for, and what they set, is from its manual."""
     for name, text in {
         "scontrol": 'echo "host-a"; echo "host-b"',
-        "srun": 'shift; for node in 0 1; do SLURM_NODEID=$node "$@"; done',
+        "srun": 'while [[ $1 == --* ]]; do shift; done; for node in 0 1; do SLURM_NODEID=$node "$@"; done',
     }.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (tmp_path / name).chmod(0o755)

@@ -244,7 +244,7 @@ def test_engine_config_is_one_that_accelerate_reads(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(path))
-    assert config.distributed_type in ("DEEPSPEED", "FSDP")
+    assert config.distributed_type in ("DEEPSPEED", "FSDP", "MULTI_GPU", "NO")
     assert f"--config_file recipes/accelerate/{path.name}" in path.read_text()
 
 
