@@ -78,7 +78,7 @@ def launch_command(launch: Launch, recipe: str, overrides: list[str], own: dict[
     _check(launch, engine, processes, gpus)
     if launch.engine is not None:
         overrides = [*overrides, *(word for key, value in own.items() if value for word in (f"--{key}", "null"))]
-    command = [_accelerate(), "launch", "--config_file", str(_config_file(engine, launch, gpus))]
+    command = [_accelerate(), "launch", "--quiet", "--config_file", str(_config_file(engine, launch, gpus))]
     if launch.engine in (None, *ENGINES) or launch.num_processes is not None:
         command += ["--num_processes", str(processes)]
     if processes == 1 and gpus > 1:

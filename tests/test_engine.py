@@ -31,7 +31,7 @@ def test_accelerate_config_wins_over_the_recipes_engine(monkeypatch, engine):
     assert resolve_deepspeed("zero3") is None
 
 
-CONFIG = "--config_file recipes/accelerate"
+CONFIG = "--quiet --config_file recipes/accelerate"
 MULTI_NODE = f"{CONFIG}/multi_node.yaml"
 RUN = "scripts/run_orpo.py r.yaml --beta 1"
 TWO_HOSTS = "--machine_rank 1 --main_process_ip host --main_process_port 29500 --num_machines 2"
@@ -50,7 +50,7 @@ ZERO3, ZERO2, JSON = {"deepspeed": "zero3"}, {"deepspeed": "zero2"}, {"deepspeed
         (Launch("zero3_offload", 1), {}, 1, f"{CONFIG}/zero3_offload.yaml --num_processes 1 {RUN}"),
         (Launch("ddp"), ZERO3, 8, f"{CONFIG}/ddp.yaml --num_processes 8 {RUN} --deepspeed null"),
         (Launch("zero3"), {"fsdp": "full_shard"}, 8, f"{CONFIG}/zero3.yaml --num_processes 8 {RUN} --fsdp null"),
-        (Launch("r.yaml"), ZERO3, 8, f"--config_file r.yaml {RUN} --deepspeed null"),
+        (Launch("r.yaml"), ZERO3, 8, f"--quiet --config_file r.yaml {RUN} --deepspeed null"),
         (Launch(num_processes=2), ZERO2, 0, f"{CONFIG}/cpu_zero2.yaml --num_processes 2 {RUN}"),
         (Launch(), ZERO3, 0, f"{CONFIG}/single.yaml --num_processes 1 {RUN}"),
         (Launch("zero3", 16, 2, 1, "host", 29500), {}, 8, f"{MULTI_NODE} --num_processes 16 {TWO_HOSTS} {RUN}"),
