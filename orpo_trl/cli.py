@@ -3,6 +3,7 @@
 import math
 import os
 import shlex
+import warnings
 from pathlib import Path
 
 import click
@@ -54,6 +55,8 @@ def main() -> None:
       orpo-trl check recipes/mistral_beta.yaml     before renting GPUs
       orpo-trl recipes                             what is shipped
     """
+    # Recipes have the key that TRL sets itself.
+    warnings.filterwarnings("ignore", message=".gradient_checkpointing. is deprecated")
 
 
 @main.command(context_settings=_EXTRA)
@@ -160,6 +163,14 @@ class _RecipesGroup(click.Group):
         if found or name not in _shipped_names():
             return found
         return click.Command(name, callback=lambda: _print_recipe(name), help=f"Print the recipe {name}.")
+
+    def resolve_command(self, context, arguments):
+        if self.get_command(context, arguments[0]) is None:
+            from orpo_trl.recipe.files import find_recipe
+
+            with _failing():
+                find_recipe(arguments[0])
+        return super().resolve_command(context, arguments)
 
     def shell_complete(self, context, incomplete):
         from click.shell_completion import CompletionItem
@@ -296,5 +307,5 @@ class _failing:
         pass
 
     def __exit__(self, kind, error, traceback) -> None:
-        if isinstance(error, (ValueError, OSError)):
+        if isinstance(error, (ValueError, OSError)) and not isinstance(error, BrokenPipeError):
             raise _Failure(str(error)) from error

@@ -243,7 +243,11 @@ class ORPOConfig(SFTConfig):
 
 @dataclass
 class ModelArguments(ModelConfig):
-    """Which model to train, as TRL's `ModelConfig`, plus where weights and tokenizer come from."""
+    """Which model to train, as TRL's `ModelConfig`, plus where weights and tokenizer come from.
+
+    Raises:
+        SettingsError: where quantisation does not go with the rest.
+    """
 
     tokenizer_name_or_path: str | None = field(
         default=None, metadata={"help": "Tokenizer, where it is not the model's own."}
@@ -252,6 +256,21 @@ class ModelArguments(ModelConfig):
         default=False,
         metadata={"help": "Build the model with random weights from the config at `model_name_or_path`."},
     )
+
+    def __post_init__(self):
+        problems = []
+        quantised = [name for name in ("load_in_4bit", "load_in_8bit") if getattr(self, name)]
+        if len(quantised) > 1:
+            problems.append("`load_in_4bit` and `load_in_8bit`: set one of them; received both")
+        if quantised and self.from_scratch:
+            problems.append(f"`{quantised[0]}` quantises loaded weights; `from_scratch` loads none")
+        elif quantised and not self.use_peft:
+            problems.append(
+                f"`{quantised[0]}`: quantised weights cannot be trained; set `use_peft: true` for an adapter"
+            )
+        if problems:
+            raise SettingsError("ModelArguments", problems)
+        super().__post_init__()
 
 
 class DatasetSource(TypedDict, total=False):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from orpo_trl.shipped import RECIPES, RUN_SCRIPT, relative
 
 DEEPSPEED = ("zero2", "zero3")
@@ -108,7 +110,7 @@ def _check(launch: Launch, engine: str, processes: int, gpus: int) -> None:
         value = getattr(launch, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}.")
-    if engine not in ("single", *ENGINES) and not Path(engine).is_file():
+    if engine not in ("single", *ENGINES) and not _is_accelerate_config(Path(engine)):
         raise ValueError(f"--engine: expected {', '.join(ENGINES)} or an accelerate config, got {engine!r}.")
     _check_machines(launch)
     if launch.engine == "ddp" and processes < 2:
@@ -140,6 +142,14 @@ def _check_machines(launch: Launch) -> None:
         )
     if not 0 <= launch.machine_rank < launch.num_machines:
         raise ValueError(f"--machine_rank must be from 0 to {launch.num_machines - 1}, got {launch.machine_rank}.")
+
+
+def _is_accelerate_config(path: Path) -> bool:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return isinstance(config, dict) and "distributed_type" in config
 
 
 def _config_file(engine: str, launch: Launch, gpus: int) -> Path:

@@ -35,10 +35,8 @@ def build_from_scratch(arguments: ModelArguments, tokenizer: PreTrainedTokenizer
     """A model with random weights from the config at `model_name_or_path`; seed the generators first.
 
     Raises:
-        ValueError: where the config's vocabulary is smaller than the tokenizer's, or quantisation is asked for.
+        ValueError: where the config's vocabulary is smaller than the tokenizer's.
     """
-    if arguments.load_in_4bit or arguments.load_in_8bit:
-        raise ValueError("`load_in_4bit` and `load_in_8bit` quantise loaded weights; `from_scratch` loads none.")
     config = AutoConfig.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision)
     if config.get_text_config().vocab_size < len(tokenizer):
         raise ValueError(

@@ -127,7 +127,15 @@ def test_schema_has_every_key_with_type_default_and_help():
         ),
         (["train", "quickstart", "--num_machines", "2"], 2, "--num_machines 2 also needs --num_processes"),
         (["train"], 2, "Missing argument 'RECIPE'"),
-        (["recipes", "nonesuch"], 2, "No such command 'nonesuch'"),
+        (["recipes", "mistral_bet"], 2, "did you mean the shipped recipe `mistral_beta`?"),
+        (["recipes", "nonesuch"], 2, "`orpo-trl recipes` lists the shipped ones"),
+        (
+            ["train", "quickstart", "--use_peft", "--load_in_4bit"],
+            2,
+            "`load_in_4bit` quantises loaded weights; `from_scratch`",
+        ),
+        (["train", "mistral_beta", "--load_in_4bit"], 2, "`load_in_4bit`: quantised weights cannot be trained; set"),
+        (["recipes", "expand", "quickstart", "--extends", "x"], 2, "`extends` stands in a recipe's file"),
         (["recipes", "expand", "absent.yaml"], 2, "absent.yaml: there is no such recipe"),
         (["recipes", "import", "absent.yaml"], 2, "absent.yaml"),
         (["schema", "betta"], 2, "unknown key `betta`; did you mean `beta`?"),
@@ -142,6 +150,13 @@ def test_wrong_input_ends_with_a_message(arguments, status, message, monkeypatch
     assert result.exit_code == status
     assert message in result.output
     assert "Traceback" not in result.output
+
+
+def test_pipe_that_is_closed_early_is_no_error_of_the_user():
+    command = f"{ORPO_TRL} recipes expand mistral_beta | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Broken pipe" not in done.stderr
+    assert done.stdout.startswith("# ")
 
 
 def test_dry_run_prints_a_command_line_and_nothing_else(monkeypatch):

@@ -64,7 +64,7 @@ def test_command_line(launch, own, gpus, expected, tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if launch.engine == "r.yaml":
         monkeypatch.chdir(tmp_path)
-        (tmp_path / "r.yaml").touch()
+        (tmp_path / "r.yaml").write_text("distributed_type: MULTI_GPU\n")
         expected = expected.replace("scripts/run_orpo.py", str(RUN_SCRIPT))
     command = launch_command(launch, "r.yaml", ["--beta", "1"], own, gpus)
     assert Path(command[0]).name == "accelerate"
@@ -124,6 +124,7 @@ def test_accelerate_starts_what_was_asked_for_whatever_its_defaults(
             8,
             "--engine: expected zero2, zero3, zero3_offload, fsdp2, ddp or an accelerate config, got",
         ),
+        (Launch("recipes/quickstart.yaml"), {}, 8, "or an accelerate config, got 'recipes/quickstart.yaml'"),
         (Launch(num_processes=9), {}, 8, "this machine has 8 GPUs"),
         (Launch("ddp", 1), {}, 8, "--engine ddp needs two processes or more"),
         (Launch("ddp", 2), {}, 0, "On a CPU, processes start under .* not under ddp"),

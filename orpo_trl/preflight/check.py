@@ -78,7 +78,7 @@ def _take_steps(flight: Preflight) -> bool:
             lines += f"{named}{error}".splitlines()
         click.echo(f"{number}. {title}: {sign}")
         for line in lines:
-            click.echo(f"   {line}")
+            click.echo(f"   {line}", color=flight.options["color"])
     click.echo(f"{failed} of {len(STEPS)} steps failed." if failed else "Nothing to mend.")
     return not failed
 

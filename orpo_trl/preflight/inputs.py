@@ -175,6 +175,12 @@ def _note_training_pairs(
     sides = [pairs[f"{side}_ids"][:] for side in ("prompt", "chosen", "rejected")]
     flight.lengths = np.array([[len(ids or ()) for ids in row] for row in zip(*sides, strict=True)])
     flight.num_pairs = round(report.kept * (total or rows) / rows)
+    cut = sum(source.cut_chosen for source in report.sources.values())
+    if cut > report.kept / 2:
+        raise Failed(
+            f"{cut:,} of {report.kept:,} chosen responses are cut, and with them the end-of-sequence token that would "
+            "teach the model to stop. Raise `max_length`, or drop long prompts by `max_prompt_length`."
+        )
     if not report.pairs and flight.training.beta:
         raise Failed("No row has a rejected response, so there is no odds-ratio term.")
     if total is None and flight.training.max_steps <= 0:

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import get_token
 from transformers import get_scheduler
 
-from orpo_trl.engine import count_gpus
+from orpo_trl.engine import Launch, count_gpus, launch_command
 from orpo_trl.preflight.activations import MicroBatch
 from orpo_trl.preflight.compute import Device, find_device, named_device, train_flops, training_time
 from orpo_trl.preflight.flight import Failed, Preflight, Skipped
@@ -86,6 +86,8 @@ def _draw(flight: Preflight, is_padded: bool) -> np.ndarray:
 def check_memory(flight: Preflight) -> Iterator[str]:
     flight.need("pairs", "Data")
     training, device = flight.training, "cuda" if flight.is_on_gpu else "cpu"
+    if not flight.is_on_gpu:  # which engines start there
+        launch_command(Launch(flight.options["engine"], flight.processes), "", [], flight.own_engine, gpus=0)
     prompt, chosen, rejected = flight.lengths.T
     longest = int((prompt + np.maximum(chosen, rejected)).max())
     largest = int(_draw(flight, flight.is_padded).max())
@@ -94,6 +96,8 @@ def check_memory(flight: Preflight) -> Iterator[str]:
     if budget is not None and largest > budget:
         one = longest * 2 if flight.is_padded else int((flight.lengths.sum(1)).max()) + 1
         rows, largest = max(2, rows * budget // largest), max(budget, one)
+        if one > budget:
+            yield f"a pair of {one:,} tokens is more than `max_tokens_per_micro_batch: {budget}` and gets its own pass"
     batch = MicroBatch(rows, largest, longest, not flight.is_padded)
     try:
         estimate = estimate_memory(flight.config, flight.model_args, training, flight.engine, batch, device)

@@ -60,6 +60,7 @@ class Recipe:
         secrets: keys whose value holds an environment variable; their text with `${NAME}` still in it.
         problems: what was found wrong on the way.
         wrong: keys whose value is not to be used.
+        is_whole: whether the file and all of its parents could be read.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Recipe:
     secrets: dict[tuple, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     wrong: set[str] = field(default_factory=set)
+    is_whole: bool = True
 
     def place(self, *path: str | int) -> str:
         """Where the value at a path, or what it is part of, was set."""
@@ -142,7 +144,9 @@ def find_recipe(name: str) -> Path:
     except OSError as error:  # too long for a name
         raise RecipeError([Problem(f"{name:.60}…", error.strerror or str(error))]) from error
     close = get_close_matches(path.stem, [file.stem for file in RECIPES.glob("*.yaml")], n=1)
-    hint = f"; did you mean the shipped recipe `{close[0]}`?" if close else ""
+    hint = (
+        f"; did you mean the shipped recipe `{close[0]}`?" if close else "; `orpo-trl recipes` lists the shipped ones"
+    )
     raise RecipeError([Problem(name, _NOT_FOUND + hint)])
 
 
@@ -166,13 +170,16 @@ def _read(path: Path, recipe: Recipe, chain: list[Path], seen: set[Path]) -> Non
     """Each file once: read again through a second parent, it would undo what the first one changed."""
     document = _Document(path, recipe.problems)
     settings = document.read()
+    recipe.is_whole &= bool(settings)
     for name in _parents(settings.pop("extends", None), document):
         place = document.places[("extends",)]
         parent = _parent(path, name)
         through = [*chain, path]
+        recipe.is_whole &= parent is not None
         if parent is None:
-            recipe.problems.append(Problem(place, f"`extends`: the file {name} does not exist"))
+            recipe.problems.append(Problem(place, f"`extends`: there is no file {name}"))
         elif parent.resolve() in [file.resolve() for file in through]:
+            recipe.is_whole = False
             circle = " → ".join(str(file) for file in [*through, parent])
             recipe.problems.append(Problem(place, f"`extends` goes in a circle: {circle}"))
         elif parent.resolve() not in seen:
@@ -337,7 +344,8 @@ class _Document:
         for key_node, value_node in node.value:
             key, mark = key_node.value, key_node.start_mark
             if not isinstance(key, str) or not (key_node.style or isinstance(_scalar(key), str)):
-                self._report(f"a key must be a name, received {key!r:.60}", mark)
+                received = f"{key!r:.60}" if isinstance(key, str) else "a list or a mapping"
+                self._report(f"a key must be a name, received {received}", mark)
                 continue
             if key in lines:
                 self._report(f"`{key}` stands here and in line {lines[key]}; keep one of them", mark)

@@ -96,6 +96,8 @@ def keys() -> Mapping[str, Key]:
 
 def unknown_key(name: str) -> str:
     """What to write in place of a key that there is not."""
+    if name == "extends":
+        return "`extends` stands in a recipe's file, at its top level"
     if name in FOREIGN_KEYS:
         ours, advice = FOREIGN_KEYS[name]
         return f"unknown key `{name}` ({advice})" + (f"; write `{ours}`" if ours else "")

@@ -65,7 +65,8 @@ def build_settings(recipe: Recipe, with_engine: bool = True) -> Settings:
     values = {key: value for key, value in recipe.settings.items() if key not in recipe.wrong}
     texts = []
     # A misspelt key, whose problem names the right one, must not be said to be missing too.
-    if values.get("model_name_or_path") is None and not any("model_name" in found.text for found in recipe.problems):
+    named = any("model_name" in found.text for found in recipe.problems)
+    if values.get("model_name_or_path") is None and recipe.is_whole and not named:
         texts.append("set `model_name_or_path` to a Hub id or a folder")
     for key in _PATHS:
         if isinstance(values.get(key), str):

@@ -150,6 +150,29 @@ def test_rows_are_prepared_with_their_report(tmp_path):
     assert steps["Memory"][0] == "skipped"
 
 
+def test_data_that_would_not_teach_to_stop_is_told():
+    status, steps = check("quickstart", "--max_length", "20")
+    assert status == 1
+    assert "521 of 521 chosen responses are cut" in steps["Data"][1]
+
+
+def test_budget_below_a_pair_is_told():
+    text = check("quickstart", "--max_tokens_per_micro_batch", "10")[1]["Memory"][1]
+    assert re.search(r"a pair of \d+ tokens is more than `max_tokens_per_micro_batch: 10`", text)
+
+
+def test_engine_that_does_not_start_on_a_cpu_is_told():
+    status, steps = check("quickstart", "--engine", "ddp", "--num_processes", "2")
+    assert status == 1
+    assert "On a CPU, processes start under" in steps["Memory"][1]
+
+
+def test_colour_is_kept_in_a_pipe_where_it_is_asked_for():
+    result = CliRunner().invoke(main, ["check", "quickstart", "--color"])
+    assert "\x1b[" in result.output
+    assert "\x1b[" not in CliRunner().invoke(main, ["check", "quickstart"]).output
+
+
 def test_sample_stands_for_all_rows_unless_full(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in make_rows(500)) * 5)

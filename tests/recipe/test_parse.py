@@ -137,6 +137,11 @@ def test_labels_with_dashes_keep_them(tmp_path):
     assert parse_recipe([recipe, "--eval-datasets.a-b.path", "y"])[1].eval_datasets == {"a-b": {"path": "y"}}
 
 
+@pytest.mark.parametrize("text", ["", "- a\n", "a: [\n", "extends: absent.yaml\n", "extends: recipe.yaml\n"])
+def test_what_an_unread_file_may_have_said_is_not_said_to_be_missing(tmp_path, text):
+    assert len(report(write(tmp_path, text))) == 1
+
+
 def test_abbreviated_override_is_unknown(tmp_path):
     assert report(write(tmp_path, BASE), "--bet", "1") == ["command line: unknown key `bet`; did you mean `beta`?"]
 
