@@ -101,7 +101,10 @@ def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch) -> N
         loaded = load_recipe([recipe, *overrides])
         build_settings(loaded, with_engine=False)
         own = {key: loaded.settings.get(key) for key in ("deepspeed", "fsdp")}
-        command = launch_command(Launch(**launch), loaded.name, list(overrides), own, count_gpus())
+        gpus = count_gpus()
+        command = launch_command(Launch(**launch), loaded.name, list(overrides), own, gpus)
+    if dry_run and not gpus:
+        click.echo("This machine has no GPU, so this is a command line for CPUs.", err=True)
     click.echo(shlex.join(command))
     if not dry_run:
         os.execvp(command[0], command)

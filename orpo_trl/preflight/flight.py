@@ -56,7 +56,7 @@ class Preflight:
         """An attribute that an earlier step finds."""
         found = getattr(self, name)
         if found is None:
-            raise Skipped(f"needs what the step {step!r} finds")
+            raise Skipped(f'needs what the step "{step}" finds')
         return found
 
     @property

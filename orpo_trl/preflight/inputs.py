@@ -115,7 +115,7 @@ def _settle_tokenizer(tokenizer: PreTrainedTokenizerBase, training: ORPOConfig) 
 
 
 def check_template(flight: Preflight) -> Iterator[str]:
-    tokenizer = flight.need("tokenizer", "Model")
+    tokenizer = flight.need("tokenizer", "Model config and tokenizer")
     if tokenizer.eos_token_id is None:
         raise Failed("The tokenizer has no end-of-sequence token; set `eos_token` to a token of its vocabulary.")
     if not tokenizer.chat_template:
@@ -141,7 +141,7 @@ def check_template(flight: Preflight) -> Iterator[str]:
 
 
 def check_data(flight: Preflight) -> Iterator[str]:
-    tokenizer, training = flight.need("tokenizer", "Model"), flight.training
+    tokenizer, training = flight.need("tokenizer", "Model config and tokenizer"), flight.training
     with_test = training.eval_strategy != "no"
     train, test = load_pairs(flight.data_args, with_test, seed=training.seed)
     rules = PairRules.of(training)
