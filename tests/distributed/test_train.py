@@ -43,6 +43,7 @@ def test_printed_command_does_the_same_as_train(tmp_path, flags):
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_failing_run_has_a_failing_exit_status(tmp_path):
     done = subprocess.run(
         [ORPO_TRL, "train", "quickstart", "--dataset_name", "./absent.jsonl", "--output_dir", str(tmp_path)],
