@@ -224,7 +224,7 @@ def expand(recipe: str, overrides: tuple[str, ...]) -> None:
 
     with _failing():
         loaded = load_recipe([recipe, *overrides])
-        build_settings(loaded)
+        build_settings(loaded, with_engine=False)
     click.echo(expanded(loaded), nl=False)
 
 

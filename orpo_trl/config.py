@@ -204,13 +204,13 @@ class ORPOConfig(SFTConfig):
             if value is not None and (not isinstance(value, int) or value < least):
                 problems.append(f"`{name}` must be {least} or more, in tokens, or None for no limit; got {value!r}")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
+            if isinstance(getattr(self, name), (int, float)) and getattr(self, name) < 1:
                 problems.append(f"`{name}` must be at least 1, got {getattr(self, name)}")
         for name in ("learning_rate", "warmup_steps", "weight_decay"):
-            if not getattr(self, name) >= 0:
+            if isinstance(getattr(self, name), (int, float)) and not getattr(self, name) >= 0:
                 problems.append(f"`{name}` must be at least 0, got {getattr(self, name)}")
         for name in ("seed", "data_seed"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 2**32:
+            if isinstance(getattr(self, name), int) and not 0 <= getattr(self, name) < 2**32:
                 problems.append(f"`{name}` must be from 0 to 2^32 - 1, got {getattr(self, name)}")
         if self.max_steps <= 0 and not self.num_train_epochs > 0:
             problems.append(f"`num_train_epochs` must be above 0, got {self.num_train_epochs}")

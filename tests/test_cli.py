@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from helpers import REPOSITORY
 
 from orpo_trl.cli import main
+from orpo_trl.recipe.foreign import TOOLS
 from orpo_trl.recipe.parse import parse_recipe
 from orpo_trl.shipped import RECIPES
 
@@ -73,6 +74,11 @@ def test_completion_script_is_one_that_the_shell_reads(shell, tmp_path):
     if shutil.which(shell):
         (tmp_path / "script").write_text(script)
         subprocess.run([shell, "-n", str(tmp_path / "script")], check=True)
+
+
+def test_tools_to_import_from_are_those_that_are_read():
+    (option,) = [option for option in main.commands["recipes"].commands["import"].params if option.name == "tool"]
+    assert set(option.type.choices) == set(TOOLS)
 
 
 def test_recipes_are_listed_and_printed():

@@ -4,7 +4,7 @@
 """
 
 from orpo_trl.pairs.load import load_pairs
-from orpo_trl.pairs.prepare import MalformedRowsError, column_names, longest_rows, prepare_pairs
+from orpo_trl.pairs.prepare import MalformedRowsError, column_names, longest_rows, pair_lengths, prepare_pairs
 from orpo_trl.pairs.report import PreparationReport
 from orpo_trl.pairs.tokenize import PAIR_FEATURES, PairRules
 
@@ -16,5 +16,6 @@ __all__ = [
     "column_names",
     "load_pairs",
     "longest_rows",
+    "pair_lengths",
     "prepare_pairs",
 ]

@@ -128,11 +128,17 @@ def column_names(dataset: Dataset | IterableDataset) -> list[str]:
     return dataset.column_names or list(next(iter(dataset), {}))
 
 
+def pair_lengths(pairs: Dataset) -> np.ndarray:
+    """`[pairs, 3]`: tokens of each prepared pair's prompt, chosen and rejected response, 0 where there is none."""
+    table = pairs.with_format("arrow")[:]
+    parts = (table[f"{part}_ids"] for part in ("prompt", "chosen", "rejected"))
+    return np.stack([_numpy(pc.list_value_length(part), 0) for part in parts], axis=1)
+
+
 def longest_rows(pairs: Dataset) -> list[int]:
     """Tokens of each prepared pair's prompt with its longer response: the length of its rows where they are padded."""
-    table = pairs.with_format("arrow")[:]
-    prompt, *sides = (pc.list_value_length(table[f"{part}_ids"]) for part in ("prompt", "chosen", "rejected"))
-    return pc.add(prompt, pc.max_element_wise(*sides)).to_pylist()
+    prompt, chosen, rejected = pair_lengths(pairs).T
+    return (prompt + np.maximum(chosen, rejected)).tolist()
 
 
 def _tokenize_and_drop(batch: Mapping, indices: list[int], name: str, on_malformed: str, **kwargs) -> dict[str, list]:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from orpo_trl.attention import why_not_exact
 from orpo_trl.config import ORPOConfig
 from orpo_trl.model import load_tokenizer, model_init_kwargs
-from orpo_trl.pairs import PairRules, PreparationReport, load_pairs, prepare_pairs
+from orpo_trl.pairs import PairRules, PreparationReport, load_pairs, pair_lengths, prepare_pairs
 from orpo_trl.preflight.flight import Failed, Preflight, Skipped
 from orpo_trl.preflight.pair import show_pair
 from orpo_trl.recipe.parse import build_settings, load_recipe
@@ -172,8 +172,7 @@ def _note_training_pairs(
     flight: Preflight, pairs: Dataset, report: PreparationReport, rows: int, total: int | None
 ) -> None:
     flight.pairs, flight.is_stream = pairs, total is None
-    sides = [pairs[f"{side}_ids"][:] for side in ("prompt", "chosen", "rejected")]
-    flight.lengths = np.array([[len(ids or ()) for ids in row] for row in zip(*sides, strict=True)])
+    flight.lengths = pair_lengths(pairs)
     flight.num_pairs = round(report.kept * (total or rows) / rows)
     cut = sum(source.cut_chosen for source in report.sources.values())
     if cut > report.kept / 2:
@@ -189,10 +188,9 @@ def _note_training_pairs(
 
 def check_pair(flight: Preflight) -> Iterator[str]:
     pairs = flight.need("pairs", "Data")
-    whole = [index for index, ids in enumerate(pairs["rejected_ids"]) if ids is not None]
-    if not whole:
+    whole = np.flatnonzero(flight.lengths[:, 2])
+    if not len(whole):
         raise Skipped("no row has a rejected response")
-    lengths = pairs["length"]
-    shortest = min(whole, key=lambda index: lengths[index])
+    shortest = int(whole[flight.lengths[whole].sum(1).argmin()])
     yield "the shortest of the pairs, token by token"
     yield from show_pair(pairs[shortest], flight.training, flight.tokenizer, flight.options["color"])

@@ -11,6 +11,7 @@ from functools import cache, cached_property
 from typing import Any, Literal, Union
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
 from typing_extensions import Required, get_type_hints, is_typeddict
 
 from orpo_trl.config import DataArguments, ModelArguments, ORPOConfig
@@ -50,7 +51,7 @@ class Key:
         # A typed mapping brings its own configuration.
         try:
             return TypeAdapter(self.hint, config=_STRICT)
-        except Exception:  # pydantic.errors.PydanticUserError, and no other from a hint of ours
+        except PydanticUserError:
             return TypeAdapter(self.hint)
 
     def check(self, value: Any) -> tuple[Any, list[tuple[tuple, str]]]:
