@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 
+from orpo_trl.compute import visible
+from orpo_trl.pairs.load import SOURCE_COLUMN
+
 # Entries of a batch that are plain counts, not tensors: the trainer sums them without waiting for the device.
-COUNTS = ("num_nll_units", "num_nll_tokens", "num_pairs", "num_tokens", "num_micro_batches")
+COUNTS = ("num_nll_units", "num_nll_tokens", "num_pairs", "num_micro_batches")
 # Entries that the model's forward takes, where a batch has them.
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "segments", "shift_labels")
 
@@ -46,9 +49,12 @@ class PairCollator:
     - `completion_index`: which response the scored token belongs to; `num_completions` for none.
     - `completion_lengths`: `[completions]`, scored tokens of each response.
     - `num_nll_units` (int): tokens, rows or micro-batches, whatever the reduction averages over.
-    - `num_nll_tokens`, `num_pairs`, `num_tokens` (ints): tokens in the NLL term; pairs; tokens of all responses with
-      their prompts, in either layout.
+    - `num_nll_tokens`, `num_pairs` (ints): tokens in the NLL term; pairs.
     - `num_micro_batches` (int): 1, or 0 for a batch without rows.
+    - `work`: a dict of ints, what the batch costs: `pairs`; `tokens` of all responses, each with its prompt, and
+      `unique_tokens`, each prompt once; `positions` of the batch, filling included, and `padded_positions` that the
+      padded layout takes; `scored` tokens; and `attended`, pairs of a token and a token that it sees, each prompt once.
+    - `pair_sources`, `pair_lengths` (lists): where each pair is from, and the tokens of its longer response.
 
     Attributes:
         pad_token_id: fills rows.
@@ -96,8 +102,14 @@ class PairCollator:
         batch["num_nll_units"] = units.get(self.nll_reduction, len(lengths))
         batch["num_nll_tokens"] = sum(lengths)
         batch["num_pairs"] = len(pairs)
-        batch["num_tokens"] = sum(len(prompt) + len(response) for prompt, response in rows)
         batch["num_micro_batches"] = int(bool(rows))
+        batch["work"] = {
+            **_work(chosen),
+            "scored": sum(lengths) + sum(len(response) for _, response in rows[len(chosen) :]),
+            "positions": batch["input_ids"].numel() if rows else 0,
+        }
+        batch["pair_sources"] = [pair.get(SOURCE_COLUMN) for pair in pairs]
+        batch["pair_lengths"] = [max(len(pair["chosen_ids"]), len(pair["rejected_ids"])) for pair in pairs]
         return batch
 
     def positions(self, examples: Sequence[dict[str, Any]]) -> int:
@@ -195,6 +207,21 @@ class PairCollator:
             "sequence_mean": lengths,
             "max_length": [(self.max_length or 0) - 1] * len(lengths),
         }[self.nll_reduction]
+
+
+def _work(examples: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """What a batch of these examples costs in either layout (`PairCollator`)."""
+    work = dict.fromkeys(("pairs", "tokens", "unique_tokens", "attended"), 0)
+    rows = longest = 0
+    for example in examples:
+        prompt, chosen, rejected = (len(example.get(f"{part}_ids") or ()) for part in ("prompt", "chosen", "rejected"))
+        is_pair = int(rejected > 0)
+        work["pairs"] += is_pair
+        work["tokens"] += prompt + chosen + is_pair * (prompt + rejected)
+        work["unique_tokens"] += prompt + chosen + rejected
+        work["attended"] += visible(prompt + chosen, prompt + chosen) + visible(rejected, prompt + rejected)
+        rows, longest = rows + 1 + is_pair, max(longest, prompt + chosen, prompt + rejected)
+    return {**work, "padded_positions": rows * longest}
 
 
 def _round_up(size: int, multiple: int | None) -> int:

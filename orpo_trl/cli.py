@@ -1,8 +1,10 @@
 """The command `orpo-trl`. Each subcommand imports what it needs when it runs, so that `--help` is quick."""
 
+import contextlib
 import math
 import os
 import shlex
+import sys
 import warnings
 from pathlib import Path
 
@@ -266,6 +268,142 @@ def import_(file: Path, tool: str | None, output: Path | None) -> None:
             click.echo(f"  {place}{note.text}", err=True)
     if output is not None:
         click.echo(f"Written to {output}. Next: orpo-trl check {output}", err=True)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("data")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="A new .jsonl or .parquet file. Default: print.")
+@click.option("--split", default="train", show_default=True, help="Split of DATA.")
+@click.option("--config", help="Configuration of a Hub dataset.")
+@click.option("--tokenizer", metavar="NAME", help="Hub id or folder. Default: MODEL's own.")
+@click.option(
+    "--chat_template_path",
+    "--chat-template-path",
+    metavar="NAME",
+    help="A .jinja file, or a tokenizer with the template. Default: that of the tokenizer.",
+)
+@click.option(
+    "--strings_as_messages",
+    "--strings-as-messages",
+    is_flag=True,
+    help="Render string prompts and responses through the chat template.",
+)
+@click.option(
+    "--prompt_turns",
+    "--prompt-turns",
+    type=click.Choice(["all", "first"]),
+    default="all",
+    show_default=True,
+    help="Turns of a conversation that are its prompt: all but the last answer, or up to the first.",
+)
+@click.option(
+    "--max_length",
+    "--max-length",
+    type=click.IntRange(2),
+    metavar="TOKENS",
+    help="Cut responses of longer rows. Default: none is cut.",
+)
+@click.option(
+    "--max_prompt_length",
+    "--max-prompt-length",
+    type=click.IntRange(1),
+    metavar="TOKENS",
+    help="Drop rows with prompts as long as this.",
+)
+@click.option(
+    "--max_completion_length",
+    "--max-completion-length",
+    type=click.IntRange(1),
+    metavar="TOKENS",
+    help="Cut longer responses.",
+)
+@click.option(
+    "--on_malformed",
+    "--on-malformed",
+    type=click.Choice(["error", "drop"]),
+    default="error",
+    show_default=True,
+    help="Name rows without an accepted shape and stop, or count and drop them.",
+)
+@click.option(
+    "--pair_layout",
+    "--pair-layout",
+    type=click.Choice(["auto", "shared_prefix", "padded"]),
+    default="auto",
+    show_default=True,
+    help="Run each prompt once (shared_prefix), or a row per response. auto: once wherever it is exact.",
+)
+@click.option(
+    "--max_tokens",
+    "--max-tokens",
+    type=click.IntRange(1),
+    default=8192,
+    show_default=True,
+    metavar="TOKENS",
+    help="Tokens of a forward pass, filling included, which bounds its memory.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
+    default="auto",
+    show_default=True,
+    help="Of the weights. auto: as they are stored. Log-probabilities are float32.",
+)
+@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, … Default: the GPU where there is one.")
+@click.option("--trust_remote_code", "--trust-remote-code", is_flag=True, help="Run code that comes with MODEL.")
+def logps(model: str, data: str, output: Path | None, **options) -> None:
+    """Score pairs under a model: log-probabilities, odds, accuracy.
+
+    MODEL is a Hub id or a folder, of a causal language model or of a PEFT adapter; DATA a Hub id, a folder, or a .json,
+    .jsonl, .parquet or .csv file, with rows as for training. The rows that are kept come in the order of DATA, as JSON
+    Lines on standard output or in a file: source and row number, tokens, mean and sum of each response's token
+    log-probabilities, its log odds, the log odds ratio of the pair (log_or), delta = sigmoid(-log_or), and whether
+    chosen is more likely than rejected (is_correct). Report and summary go to standard error.
+
+    \b
+    Examples:
+      orpo-trl logps outputs/quickstart recipes/quickstart/data --split test | head -n 3
+      orpo-trl logps kaist-ai/mistral-orpo-beta pairs.jsonl -o scores.parquet --max_length 2048
+      orpo-trl logps outputs/adapter argilla/dpo-mix-7k --split test -o scores.jsonl --dtype bfloat16
+    """
+    with _failing(), contextlib.redirect_stdout(sys.stderr):  # libraries print to standard output, too
+        from orpo_trl.evaluation.run_logps import json_lines, run_logps
+
+        records = run_logps(model, data, output, **options)
+    if output is None:
+        for line in json_lines(records):
+            click.echo(line, nl=False)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The page. Default: report.html in RUN, of several runs in the current folder.",
+)
+@click.option("--png", metavar="DIR", type=click.Path(path_type=Path), help="Also write each figure as a PNG file.")
+@click.option("--csv", metavar="FILE", type=click.Path(path_type=Path), help="Also write all metrics as a CSV file.")
+def report(runs: tuple[Path, ...], output: Path | None, png: Path | None, csv: Path | None) -> None:
+    """Make one page of a RUN's folder, or of several side by side.
+
+    Held-out metrics, trouble, curves, what the recipes differ in, answers to held-out prompts, and how the runs were
+    made, in one HTML file that loads nothing. Folders of other trainers are read too: their trainer_state.json is.
+
+    \b
+    Examples:
+      orpo-trl report outputs/quickstart
+      orpo-trl report outputs/lambda-* -o lambda.html --png figures --csv metrics.csv
+    """
+    from orpo_trl.report.write import write_report
+
+    with _failing():
+        written = write_report(runs, output, png, csv)
+    for path in written:
+        click.echo(path)
 
 
 @main.command()

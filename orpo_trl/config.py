@@ -1,6 +1,7 @@
 """Typed settings of a run: `ORPOConfig` for the trainer, `ModelArguments` and `DataArguments` for the entry point."""
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -15,6 +16,7 @@ PAIR_LAYOUTS = ("auto", "shared_prefix", "padded")
 SAMPLING_STRATEGIES = ("auto", "random", "sequential", "group_by_length", "batch_rebalance")
 MALFORMED_ACTIONS = ("error", "drop")
 PROMPT_TURNS = ("all", "first")
+WANDB_MODES = ("online", "offline", "disabled")
 
 # Arguments that SFTConfig inherits or defines and that mean nothing for preference pairs, with what to use instead.
 # Each must keep its default: accepting a value and ignoring it would train something else than what was asked.
@@ -166,6 +168,16 @@ class ORPOConfig(SFTConfig):
             "`<output_dir>/samples.jsonl`, and to wandb where it is in `report_to`."
         },
     )
+    run_group: str | None = field(default=None, metadata={"help": "Group of runs in wandb that this one belongs to."})
+    run_tags: list[str] = field(default_factory=list, metadata={"help": "Tags of the run in wandb."})
+    wandb_mode: str | None = field(
+        default=None,
+        metadata={
+            "help": "Whether wandb sends what it logs: 'online', 'offline' (to `wandb/`, for a later `wandb sync`), or "
+            "'disabled'. None: as the environment variable WANDB_MODE says, or else online.",
+            "choices": list(WANDB_MODES),
+        },
+    )
     is_encoder_decoder: bool | None = field(
         default=None, metadata={"help": "Accepted for TRL's sake; True is refused: models here are decoder-only."}
     )
@@ -179,6 +191,13 @@ class ORPOConfig(SFTConfig):
             # launch believe that it is alone.
             self.use_cpu = True
         super().__post_init__()
+        if self.run_name is None:
+            # Trackers would make a name up, another one for a run that resumes.
+            self.run_name = Path(self.output_dir).name
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without tokens: the Trainer pickles its arguments into the folder that `push_to_hub` uploads."""
+        return {**self.__dict__, "hub_token": None, "push_to_hub_token": None}
 
     def _range_problems(self) -> list[str]:
         problems = []
@@ -191,9 +210,10 @@ class ORPOConfig(SFTConfig):
             ("train_sampling_strategy", SAMPLING_STRATEGIES),
             ("prompt_turns", PROMPT_TURNS),
             ("on_malformed", MALFORMED_ACTIONS),
+            ("wandb_mode", (None, *WANDB_MODES)),
         ):
             if getattr(self, name) not in allowed:
-                problems.append(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+                problems.append(f"`{name}` must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
         for name, least in (
             ("max_length", 2),
             ("max_prompt_length", 1),

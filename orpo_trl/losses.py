@@ -85,3 +85,20 @@ def odds_ratio_loss(log_ratio: torch.Tensor) -> torch.Tensor:
         `[pairs]`, >= 0; log 2 where the model has no preference.
     """
     return -F.logsigmoid(log_ratio)
+
+
+def odds_ratio_delta(log_ratio: torch.Tensor) -> torch.Tensor:
+    """delta(d) of each pair: how strongly the odds-ratio term still pulls on it (paper, section 4.3).
+
+    The gradient of L_OR is delta(d) * h(d) with
+
+        delta(d) = 1 / (1 + odds(y_w) / odds(y_l)) = sigmoid(-log OR)
+
+    Args:
+        log_ratio: `[pairs]`, from `log_odds_ratio`.
+
+    Returns:
+        `[pairs]`, from 0 to 1: near 1 where the model prefers the rejected response by far, 1/2 where it has no
+        preference, near 0 where it prefers the chosen one by far.
+    """
+    return torch.sigmoid(-log_ratio)

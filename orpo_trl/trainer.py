@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -15,24 +16,39 @@ from transformers import (
     AutoProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     ProcessorMixin,
+    ProgressCallback,
     TrainerCallback,
 )
+from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
 
 from orpo_trl.attention import enable_packed_rows, reading_packed_row, why_not_exact
 from orpo_trl.batch import COUNTS, MODEL_INPUTS, PairCollator, TokenBudget, micro_batches, nll_sum, pair_logps
-from orpo_trl.callbacks import SampleCompletions
+from orpo_trl.callbacks.record import RunRecord, settings_as_recipe
+from orpo_trl.callbacks.samples import SampleCompletions
+from orpo_trl.callbacks.terminal import TerminalProgress
+from orpo_trl.callbacks.trackers import TensorBoardRun, WandbRun
+from orpo_trl.callbacks.trouble import TroubleWarnings
 from orpo_trl.config import ORPOConfig
-from orpo_trl.losses import log_odds_ratio, odds_ratio_loss
-from orpo_trl.metrics import MetricSums
+from orpo_trl.losses import log_odds_ratio, odds_ratio_delta, odds_ratio_loss
+from orpo_trl.metrics import MetricSums, PairGroups
 from orpo_trl.model import disable_dropout, shrink_head_tiles
-from orpo_trl.pairs import PAIR_FEATURES, PairRules, PreparationReport, column_names, longest_rows, prepare_pairs
+from orpo_trl.model_card import complete_card
+from orpo_trl.pairs import PAIR_COLUMNS, PairRules, PreparationReport, column_names, longest_rows, prepare_pairs
 from orpo_trl.sampling import GlobalBatchSampler, StreamedBatches
+from orpo_trl.throughput import Throughput
 
 logger = logging.getLogger(__name__)
+
+# Means over the NLL term's units or tokens, and means over pairs, in the order of `_add_metrics`.
+TOKEN_METRICS = ("nll_loss", "mean_token_accuracy", "entropy")
+PAIR_METRICS = (
+    "log_odds_ratio", "log_odds_chosen", "odds_ratio_delta", "logps/chosen", "logps/rejected", "rewards/accuracies",
+)  # fmt: skip
 
 
 class ORPOTrainer(SFTTrainer):
@@ -59,6 +75,8 @@ class ORPOTrainer(SFTTrainer):
     Attributes:
         preparation_reports: what became of each dataset's rows, by dataset name.
         evaluated: metric prefix and pairs of the latest evaluation.
+        layout: 'shared_prefix' or 'padded'.
+        recipe: YAML that the output folder and the trackers keep; by default made of `args`.
     """
 
     _tag_names = ("trl", "orpo", "orpo-trl")
@@ -112,6 +130,7 @@ class ORPOTrainer(SFTTrainer):
             )
         _check_tokenizer(processing_class, args)
         self.preparation_reports: dict[str, PreparationReport] = {}
+        self.recipe = settings_as_recipe(args, model_id)
         super().__init__(
             model=model,
             args=args,
@@ -136,13 +155,13 @@ class ORPOTrainer(SFTTrainer):
                 "The tokenizer has %d tokens and the model embeds %d: a row with one of the others will fail.",
                 len(self._tokenizer), vocabulary,
             )  # fmt: skip
-        layout = self._layout(args.pair_layout if data_collator is None else getattr(data_collator, "layout", "padded"))
-        self._is_padded = layout == "padded"
+        wanted = args.pair_layout if data_collator is None else getattr(data_collator, "layout", "padded")
+        self.layout = self._choose_layout(wanted)
         if data_collator is None:
             # SFTTrainer has settled the pad token while making its own collator, which is for texts.
             padding = self._tokenizer.pad_token_id if args.padding_value is None else args.padding_value
             self.data_collator = PairCollator(
-                padding, args.nll_scope, args.nll_reduction, args.max_length, args.pad_to_multiple_of, layout
+                padding, args.nll_scope, args.nll_reduction, args.max_length, args.pad_to_multiple_of, self.layout
             )
         elif args.max_tokens_per_micro_batch is not None and not hasattr(data_collator, "positions"):
             raise ValueError("`max_tokens_per_micro_batch` needs a `data_collator` that counts `positions`.")
@@ -150,16 +169,35 @@ class ORPOTrainer(SFTTrainer):
             disable_dropout(self.model)
         if self.args.device.type == "cpu":
             shrink_head_tiles()
-        if args.generate_during_eval:
-            self.add_callback(SampleCompletions(self))
-        self._sums = {"train": MetricSums(), "eval": MetricSums()}
+        self._add_callbacks()
+        names = (*TOKEN_METRICS, *PAIR_METRICS, *(("aux_loss",) if self.aux_loss_enabled else ()))
+        self._sums = {"train": MetricSums(names), "eval": MetricSums(names)}
+        self._groups = PairGroups(args.beta)
+        has_adapter = is_peft_model(self.model)
+        base = self.model.get_base_model() if has_adapter else self.model
+        self._throughput = Throughput(self.args.device, base, has_adapter)
         self._train_sampler = None
         self._last_log_step = 0
         self._had_non_finite_loss = False
         self._seen_pairs = False
-        self._num_train_tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
 
-    def _layout(self, wanted: str) -> str:
+    def _add_callbacks(self) -> None:
+        """Ours, in place of transformers' where there is one of the same purpose."""
+        callbacks = self.callback_handler.callbacks
+        for theirs, ours in (
+            (WandbCallback, lambda: WandbRun(self)),
+            (TensorBoardCallback, TensorBoardRun),
+            (ProgressCallback, TerminalProgress),
+            (PrinterCallback, TerminalProgress),
+        ):
+            callbacks[:] = [ours() if type(callback) is theirs else callback for callback in callbacks]
+        # After the trackers, whose runs it records.
+        self.add_callback(RunRecord(self))
+        if self.args.generate_during_eval:
+            self.add_callback(SampleCompletions(self))
+        self.add_callback(TroubleWarnings())
+
+    def _choose_layout(self, wanted: str) -> str:
         """'padded' or 'shared_prefix', for which the model's attention is then ready."""
         reason = why_not_exact(self.model)
         if wanted == "shared_prefix" and reason:
@@ -170,6 +208,10 @@ class ORPOTrainer(SFTTrainer):
             return "padded"
         enable_packed_rows(self.model)
         return "shared_prefix"
+
+    @property
+    def _is_padded(self) -> bool:
+        return self.layout == "padded"
 
     # ---- Data ----------------------------------------------------------------------------------------------------
 
@@ -192,7 +234,7 @@ class ORPOTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
-            self._signature_columns = list(PAIR_FEATURES)
+            self._signature_columns = list(PAIR_COLUMNS)
 
     def get_train_dataloader(self):
         collator, budget = self.data_collator, self.args.max_tokens_per_micro_batch
@@ -259,6 +301,10 @@ class ORPOTrainer(SFTTrainer):
         # the Trainer's own `set_epoch` does not reach it: the epoch would go on with the rows of epoch 0.
         if self._train_sampler is not None:
             self._train_sampler.set_epoch(epoch)
+        if not self._throughput.is_running:
+            logged = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
+            self._throughput.start(logged[-1] if logged else 0)
+            self._last_log_step = self.state.global_step
         return super()._run_epoch(model, epoch, *args, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset):
@@ -282,12 +328,12 @@ class ORPOTrainer(SFTTrainer):
     # ---- Loss ----------------------------------------------------------------------------------------------------
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        """Totals of the optimiser step, `[5]` in the order of `COUNTS`, over all micro-batches and ranks."""
+        """Totals of the optimiser step, `[4]` in the order of `COUNTS`, over all micro-batches and ranks."""
         parts = [part for batch in batch_samples for part in micro_batches(batch)]
         totals = torch.tensor([sum(part[name] for part in parts) for name in COUNTS], device=device)
-        totals = self.accelerator.reduce(totals, "sum")
-        self._num_train_tokens += totals[COUNTS.index("num_tokens")]
-        return totals
+        for part in parts:
+            self._throughput.add(part["work"])
+        return self.accelerator.reduce(totals, "sum")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """ORPO's loss of a micro-batch (paper, eq. 6), as its share of the optimiser step's.
@@ -296,7 +342,7 @@ class ORPOTrainer(SFTTrainer):
             model: the wrapped model.
             inputs: a batch of `PairCollator`.
             return_outputs: must be False.
-            num_items_in_batch: `[5]` totals of the optimiser step in the order of `COUNTS`; None in evaluation, where
+            num_items_in_batch: `[4]` totals of the optimiser step in the order of `COUNTS`; None in evaluation, where
                 the batch stands for itself.
 
         Returns:
@@ -319,7 +365,7 @@ class ORPOTrainer(SFTTrainer):
             units, pairs, parts = (max(inputs[name], 1) for name in ("num_nll_units", "num_pairs", "num_micro_batches"))
             scale = 1
         else:
-            units, _, pairs, _, parts = num_items_in_batch.clamp(min=1)
+            units, _, pairs, parts = num_items_in_batch.clamp(min=1)
             # DDP, FSDP and DeepSpeed average the gradients of the ranks, and the totals are over all of them.
             scale = self.accelerator.num_processes
         loss = nll / units + self.args.beta * odds_ratio / pairs
@@ -332,23 +378,22 @@ class ORPOTrainer(SFTTrainer):
 
     @torch.no_grad()
     def _add_metrics(self, mode, inputs, outputs, nll, chosen, rejected, log_ratio):
-        sums, pairs, beta = self._sums[mode], inputs["num_pairs"], self.args.beta
-        sums.add("nll_loss", nll, inputs["num_nll_units"])
-        sums.add("log_odds_ratio", -odds_ratio_loss(log_ratio).sum(), pairs)
-        sums.add("log_odds_chosen", log_ratio.sum(), pairs)
-        sums.add("logps/chosen", chosen.sum(), pairs)
-        sums.add("logps/rejected", rejected.sum(), pairs)
-        sums.add("rewards/chosen", beta * chosen.sum(), pairs)
-        sums.add("rewards/rejected", beta * rejected.sum(), pairs)
-        sums.add("rewards/margins", beta * (chosen - rejected).sum(), pairs)
-        # TRL compares the rewards, which are all 0 at beta = 0.
-        sums.add("rewards/accuracies", (chosen > rejected).sum(), pairs)
         in_nll = inputs["nll_divisors"] > 0
-        sums.add("mean_token_accuracy", (outputs.is_top1 & in_nll).sum(), inputs["num_nll_tokens"])
-        sums.add("entropy", torch.where(in_nll, outputs.entropy, 0).sum(), inputs["num_nll_tokens"])
+        top1, entropy = (outputs.is_top1 & in_nll).sum(), outputs.entropy.where(in_nll, 0).sum()
+        # TRL compares the rewards, which are all 0 at beta = 0.
+        of_pairs = [
+            -odds_ratio_loss(log_ratio), log_ratio, odds_ratio_delta(log_ratio), chosen, rejected,
+            (chosen > rejected).float(),
+        ]  # fmt: skip
+        values = [torch.stack([nll, top1.float(), entropy.float()]), torch.stack(of_pairs).sum(dim=1)]
+        tokens, pairs, has_rows = (inputs[name] for name in ("num_nll_tokens", "num_pairs", "num_micro_batches"))
+        weights = [inputs["num_nll_units"], tokens, tokens, *[pairs] * len(of_pairs)]
         if self.aux_loss_enabled:
-            has_rows = inputs["num_micro_batches"]
-            sums.add("aux_loss", outputs.aux_loss * has_rows, has_rows)
+            values.append(outputs.aux_loss.float().reshape(1) * has_rows)
+            weights.append(has_rows)
+        self._sums[mode].add(torch.cat(values), weights)
+        if mode == "eval":
+            self._groups.add(chosen, rejected, inputs["pair_sources"], inputs["pair_lengths"])
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         *first, last = micro_batches(inputs)
@@ -386,18 +431,28 @@ class ORPOTrainer(SFTTrainer):
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
-            metrics, non_finite = self._sums["train"].reduce(self.accelerator)
+            sums, numbers = self._sums["train"], self._throughput.numbers()
+            metrics, non_finite, numbers = sums.reduce(self.accelerator, numbers)
             if non_finite:
                 logs["loss"] = float("nan")
                 self._had_non_finite_loss = True
                 window = f"between steps {self._last_log_step + 1} and {self.state.global_step}"
                 self._warn_non_finite(window, non_finite)
             self._last_log_step = self.state.global_step
-            logs.update(metrics, num_tokens=self._num_train_tokens.item())
+            logs.update(self._with_rewards(metrics), **self._throughput.metrics(numbers))
             self._warn_without_pairs("log_odds_ratio" in metrics)
-        if "train_loss" in logs and self._had_non_finite_loss:
-            logs["train_loss"] = float("nan")
+        if "train_loss" in logs:
+            self._throughput.stop()
+            if self._had_non_finite_loss:
+                logs["train_loss"] = float("nan")
         super().log(logs, start_time)
+
+    def _with_rewards(self, metrics: dict[str, float]) -> dict[str, float]:
+        """TRL's rewards are beta times the log-probabilities, so they need no sums of their own."""
+        if "logps/chosen" not in metrics or "logps/rejected" not in metrics:
+            return metrics
+        chosen, rejected = (self.args.beta * metrics[f"logps/{side}"] for side in ("chosen", "rejected"))
+        return {**metrics, "rewards/chosen": chosen, "rewards/rejected": rejected, "rewards/margins": chosen - rejected}
 
     def _warn_without_pairs(self, has_pairs: bool) -> None:
         """A stream does not know beforehand that its `rejected` column is missing or misspelt."""
@@ -410,7 +465,24 @@ class ORPOTrainer(SFTTrainer):
             counts = ", ".join(f"{name} in {count} micro-batches" for name, count in non_finite.items())
             logger.warning("Non-finite values %s, left out of the means: %s", where, counts)
 
+    # ---- Model card ----------------------------------------------------------------------------------------------
+
+    def create_model_card(self, *args, **kwargs):
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            base = get_config_model_id(self.model.config)
+            folder = Path(self.args.output_dir)
+            complete_card(folder, self.hub_model_id or folder.name, is_on_hub=bool(base) and not Path(base).is_dir())
+
     # ---- Evaluation ----------------------------------------------------------------------------------------------
+
+    def evaluate(self, *args, **kwargs):
+        with self._throughput.pausing():
+            return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, *args, **kwargs):
+        with self._throughput.pausing():
+            super()._save_checkpoint(*args, **kwargs)
 
     def evaluation_loop(
         self,
@@ -423,7 +495,7 @@ class ORPOTrainer(SFTTrainer):
         dataset = dataloader.dataset
         self.evaluated = (metric_key_prefix, dataset.rows if isinstance(dataset, StreamedBatches) else dataset)
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        metrics, non_finite = self._sums["eval"].reduce(self.accelerator)
+        metrics, non_finite, _ = self._sums["eval"].reduce(self.accelerator)
         if non_finite:
             self._warn_non_finite(f"in evaluation at step {self.state.global_step}", non_finite)
         # The Trainer's own eval loss is a mean over batches of any size, rows of the last one repeated.
@@ -432,6 +504,7 @@ class ORPOTrainer(SFTTrainer):
             - self.args.beta * metrics.get("log_odds_ratio", 0.0)
             + self.router_aux_loss_coef * metrics.get("aux_loss", 0.0)
         )
+        metrics = {**self._with_rewards(metrics), **self._groups.reduce()}
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 

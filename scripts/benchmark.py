@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from orpo_trl.preflight.compute import find_device
+from orpo_trl.compute import find_device
 
 SIDES = {"trl": "TRL", "padded": "ours, padded", "shared_prefix": "ours, shared prefix"}
 # hidden size, intermediate size, layers, attention heads, key-value heads

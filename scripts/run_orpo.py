@@ -19,11 +19,13 @@ from transformers import set_seed
 from trl import get_peft_config, get_quantization_config
 
 from orpo_trl import ORPOTrainer
+from orpo_trl.callbacks.trackers import finish_wandb
 from orpo_trl.engine import start_deepspeed_on_cpu
 from orpo_trl.model import build_from_scratch, load_tokenizer, model_init_kwargs
 from orpo_trl.pairs import MalformedRowsError, load_pairs
 from orpo_trl.recipe.files import RecipeError
-from orpo_trl.recipe.parse import parse_recipe
+from orpo_trl.recipe.parse import build_settings, load_recipe
+from orpo_trl.recipe.write import expanded
 
 # Held-out metrics that the closing table shows, in this order.
 SUMMARY = {
@@ -43,7 +45,8 @@ def main(arguments: list[str]) -> None:
         print(__doc__)
         return
     try:
-        model_args, data_args, training_args = parse_recipe(arguments)
+        recipe = load_recipe(arguments)
+        model_args, data_args, training_args = build_settings(recipe)
     except RecipeError as error:
         fail(error)
     if training_args.deepspeed and training_args.use_cpu:
@@ -83,11 +86,12 @@ def main(arguments: list[str]) -> None:
         if training_args.log_level == "debug":
             raise
         fail(f"{error}\n(--log_level debug shows where this came from)")
+    trainer.recipe = expanded(recipe)
     try:
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     except MalformedRowsError as error:  # of a stream, whose rows are read while it trains
         fail(error)
-    metrics = trainer.evaluate() if with_test else None
+    metrics = final_evaluation(trainer) if with_test else None
 
     # ---- Save --------------------------------------------------------------------------------------------------------
     trainer.model.config.use_cache = True  # off in training; whoever loads the model to generate wants it
@@ -100,7 +104,18 @@ def main(arguments: list[str]) -> None:
     trainer.accelerator.print(f"Saved the model to {training_args.output_dir}")
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset)
+    finish_wandb()
     trainer.end()
+
+
+def final_evaluation(trainer: ORPOTrainer) -> dict[str, float]:
+    """Metrics of the model as it is saved: those of the last step, where that has been evaluated."""
+    state = trainer.state
+    logged = [log for log in state.log_history if log["step"] == state.global_step]
+    metrics = {name: value for log in logged for name, value in log.items() if name.startswith("eval_")}
+    if metrics and not trainer.args.load_best_model_at_end:
+        return metrics
+    return trainer.evaluate()
 
 
 def print_summary(metrics: dict[str, float]) -> None:

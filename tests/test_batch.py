@@ -86,7 +86,7 @@ def test_rows_hold_the_texts_and_nothing_else(examples):
     )
     rows = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
     assert (sorted(rows) if examples else []) == expected
-    assert batch["num_tokens"] == sum(map(len, expected))
+    assert batch["work"]["tokens"] == sum(map(len, expected))
 
 
 @given(EXAMPLES, st.sampled_from([None, 8]))
@@ -127,6 +127,8 @@ def test_budget_splits_the_rows_and_nothing_else(examples, budget, layout):
     whole, parts = collator(examples), micro_batches(TokenBudget(collator, budget)(examples))
     for name in COUNTS[:-1]:
         assert sum(part[name] for part in parts) == whole[name]
+    for name in set(whole["work"]) - {"positions", "padded_positions"}:
+        assert sum(part["work"][name] for part in parts) == whole["work"][name]
     assert sum(nll_sum(fake_logps(part), part).item() for part in parts) == pytest.approx(
         nll_sum(fake_logps(whole), whole).item(), abs=1e-9
     )
@@ -152,7 +154,8 @@ def test_a_rank_without_rows_gets_a_batch_that_nothing_scores(layout):
     batch = PairCollator(7, layout=layout)([])
     assert (batch["shift_labels"] == -100).all()
     assert (batch["attention_mask"] == 1).all()
-    assert [batch[name] for name in COUNTS] == [0, 0, 0, 0, 0]
+    assert [batch[name] for name in COUNTS] == [0, 0, 0, 0]
+    assert set(batch["work"].values()) == {0}
     logps = torch.zeros(batch["input_ids"].shape, requires_grad=True)
     chosen, rejected = pair_logps(logps, batch)
     (nll_sum(logps, batch) + chosen.sum() + rejected.sum()).backward()

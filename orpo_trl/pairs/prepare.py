@@ -27,6 +27,9 @@ from orpo_trl.pairs.tokenize import (
 
 logger = logging.getLogger(__name__)
 
+# Columns of prepared pairs.
+PAIR_COLUMNS = (*PAIR_FEATURES, SOURCE_COLUMN, ROW_COLUMN)
+
 # What decides a pair's tokens beside its row, the tokenizer and the rules.
 _CODE = [Path(__file__).with_name(name).read_bytes() for name in ("rows.py", "tokenize.py")]
 
@@ -67,8 +70,9 @@ def prepare_pairs(
         num_proc: processes that tokenise; not used for an `IterableDataset`.
 
     Returns:
-        The pairs, with columns `prompt_ids`, `chosen_ids`, `rejected_ids` (None for a row of the NLL term alone) and
-        `length` (their sum), and the report (None for an `IterableDataset`, whose drops are logged batch by batch).
+        The pairs, with columns `prompt_ids`, `chosen_ids`, `rejected_ids` (None for a row of the NLL term alone),
+        `length` (their sum), `orpo_source` and `orpo_row` (where the row is from), and the report (None for an
+        `IterableDataset`, whose drops are logged batch by batch).
 
     Raises:
         MalformedRowsError: naming the rows of no accepted shape.
@@ -92,7 +96,7 @@ def prepare_pairs(
     if isinstance(dataset, IterableDataset):
         arguments |= {"name": name, "on_malformed": on_malformed}
         pairs = dataset.map(_tokenize_and_drop, batched=True, with_indices=True, fn_kwargs=arguments)
-        return pairs.select_columns(list(PAIR_FEATURES)), None
+        return pairs.select_columns(list(PAIR_COLUMNS)), None
 
     used = [column for column in columns if column in ROW_COLUMNS]
     rows_only = dataset.with_format(None).select_columns(used)
@@ -119,8 +123,10 @@ def prepare_pairs(
     report = _report(name, tokenized, status, sources, rows)
     if not report.kept:
         raise ValueError(f"No row of the {name} dataset is left to use.\n{report}")
-    kept = tokenized.select(np.flatnonzero(status == KEPT)).select_columns(list(PAIR_FEATURES))
-    return kept, report
+    # Before rows are selected: a column that is added afterwards would copy all of them.
+    tokenized = tokenized.select_columns(list(PAIR_FEATURES))
+    tokenized = tokenized.add_column(SOURCE_COLUMN, sources).add_column(ROW_COLUMN, rows)
+    return tokenized.select(np.flatnonzero(status == KEPT)), report
 
 
 def column_names(dataset: Dataset | IterableDataset) -> list[str]:
@@ -154,10 +160,11 @@ def _tokenize_and_drop(batch: Mapping, indices: list[int], name: str, on_malform
         if status != KEPT:
             logger.warning("%s, row %s: dropped, %s", source, row, problem or status)
     kept = [index for index, status in enumerate(records["status"]) if status == KEPT]
+    records |= {SOURCE_COLUMN: sources, ROW_COLUMN: rows}
     # Columns of the rows, which a later batch may have more of, stay as long as the pairs until they are left out.
     return {
         **{column: [None] * len(kept) for column in batch},
-        **{column: [records[column][index] for index in kept] for column in PAIR_FEATURES},
+        **{column: [records[column][index] for index in kept] for column in PAIR_COLUMNS},
     }
 
 

@@ -63,6 +63,13 @@ class PreparationReport:
     def to_dict(self) -> dict:
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: dict) -> "PreparationReport":
+        """The report that `to_dict` was called on."""
+        sources = {name: SourceReport(**source) for name, source in values["sources"].items()}
+        tokens = {part: LengthStats(**stats) for part, stats in values["tokens"].items()}
+        return cls(values["name"], sources, tokens)
+
     def __str__(self) -> str:
         lines = [f"Prepared the {self.name} dataset:"]
         for name, source in self.sources.items():

@@ -10,8 +10,8 @@ from typing import Any
 import click
 from transformers.utils import logging as transformers_logging
 
+from orpo_trl.compute import named_device
 from orpo_trl.engine import ENGINES
-from orpo_trl.preflight.compute import named_device
 from orpo_trl.preflight.flight import Failed, Preflight, Skipped
 from orpo_trl.preflight.inputs import check_data, check_model, check_pair, check_recipe, check_template
 from orpo_trl.preflight.plan import check_installed, check_memory, check_schedule, check_time

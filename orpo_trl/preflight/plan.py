@@ -12,9 +12,9 @@ import torch
 from huggingface_hub import get_token
 from transformers import get_scheduler
 
+from orpo_trl.compute import Device, find_device, named_device, train_flops, training_time
 from orpo_trl.engine import Launch, count_gpus, launch_command
 from orpo_trl.preflight.activations import MicroBatch
-from orpo_trl.preflight.compute import Device, find_device, named_device, train_flops, training_time
 from orpo_trl.preflight.flight import Failed, Preflight, Skipped
 from orpo_trl.preflight.memory import estimate_memory
 

@@ -24,7 +24,8 @@ SECTIONS: dict[str, list[str]] = {
         ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend
         ddp_timeout""".split(),
     "Logs and output": """logging_strategy logging_steps logging_first_step log_level log_level_replica log_on_each_node
-        disable_tqdm include_num_input_tokens_seen skip_memory_metrics debug report_to run_name project
+        disable_tqdm include_num_input_tokens_seen skip_memory_metrics debug report_to run_name run_group run_tags
+        project wandb_mode
         trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy eval_steps eval_delay eval_on_start
         per_device_eval_batch_size eval_accumulation_steps eval_use_gather_object prediction_loss_only
         generate_during_eval save_strategy save_steps save_total_limit save_only_model save_on_each_node

@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset, IterableDataset
 from datasets.fingerprint import Hasher
 
-from orpo_trl.pairs import MalformedRowsError, PairRules, longest_rows, prepare_pairs
+from orpo_trl.pairs import PAIR_COLUMNS, MalformedRowsError, PairRules, longest_rows, prepare_pairs
 from orpo_trl.pairs.load import ROW_COLUMN, SOURCE_COLUMN
 
 GOOD = {"prompt": "What does a cow say?", "chosen": " moo", "rejected": " meow"}
@@ -35,7 +35,8 @@ def test_report_counts_every_row_once(tokenizer):
     assert (source.rows, source.pairs, source.nll_only, source.cut_chosen, source.cut_rejected) == (7, 2, 1, 1, 0)
     assert source.rows == source.kept + sum(source.dropped.values())
     assert len(pairs) == report.kept == 3
-    assert pairs.column_names == ["prompt_ids", "chosen_ids", "rejected_ids", "length"]
+    assert (pairs["orpo_source"][:], pairs["orpo_row"][:]) == (["train"] * 3, [0, 2, 5])
+    assert pairs.column_names == ["prompt_ids", "chosen_ids", "rejected_ids", "length", "orpo_source", "orpo_row"]
     for name in ("prompt", "chosen", "rejected"):
         lengths = [len(ids) for ids in pairs[f"{name}_ids"] if ids is not None]
         assert report.tokens[name].total == sum(lengths)
@@ -124,7 +125,8 @@ def test_changed_code_does_not_read_the_old_cache(tokenizer, tmp_path, monkeypat
 
 def test_token_id_rows(tokenizer):
     pairs, report = prepare([{"prompt_ids": [5, 6], "chosen_ids": [7], "rejected_ids": [8]}], tokenizer)
-    assert pairs[0] == {"prompt_ids": [5, 6], "chosen_ids": [7], "rejected_ids": [8], "length": 4}
+    ids = {"prompt_ids": [5, 6], "chosen_ids": [7], "rejected_ids": [8]}
+    assert pairs[0] == {**ids, "length": 4, "orpo_source": "train", "orpo_row": 0}
     assert report.pairs == 1
 
 
@@ -145,7 +147,8 @@ def test_stream_gives_the_same_pairs_and_names_what_it_drops(tokenizer, caplog):
 def test_stream_whose_rows_have_other_columns_than_the_first(tokenizer):
     rows = [{"prompt": "q", "chosen": " moo"}, {**GOOD, "source": "x"}, {**GOOD, "chosen": "", "tools": None}]
     streamed = list(prepare_pairs(stream(rows), tokenizer, PairRules())[0])
-    assert [set(row) for row in streamed] == [{"prompt_ids", "chosen_ids", "rejected_ids", "length"}] * 2
+    assert [set(row) for row in streamed] == [set(PAIR_COLUMNS)] * 2
+    assert [row["orpo_row"] for row in streamed] == [0, 1]
     assert streamed[0]["rejected_ids"] is None
 
 

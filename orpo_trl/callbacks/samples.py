@@ -1,12 +1,14 @@
-"""What a run does beside training, one concern per class."""
+"""Answers to held-out prompts while a model trains."""
 
-import json
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, TrainerCallback
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad
+
+from orpo_trl import run_folder
+from orpo_trl.callbacks.trackers import log_table
 
 # Held-out prompts that each evaluation answers, and the longest answer in tokens.
 NUM_SAMPLES = 8
@@ -46,9 +48,9 @@ class SampleCompletions(TrainerCallback):
             }
             for example, completion in zip(examples, completions, strict=True)
         ]
-        with open(Path(args.output_dir) / "samples.jsonl", "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        self._log_to_wandb(records)
+        run_folder.append_lines(Path(args.output_dir) / run_folder.SAMPLES, records)
+        if "wandb" in args.report_to:
+            log_table(f"samples/{name}", records, state.global_step)
 
     def _generate(self, prompts: list[list[int]]) -> list[torch.Tensor]:
         """Answers to all prompts, as `[tokens]` each. Every rank generates the same, as ZeRO-3's collectives need."""
@@ -82,13 +84,3 @@ class SampleCompletions(TrainerCallback):
                 answers.extend(generated[:, input_ids.shape[1] :].cpu())
         trainer.model.train(was_training)
         return answers
-
-    def _log_to_wandb(self, records: list[dict]) -> None:
-        if "wandb" not in self.trainer.args.report_to:
-            return
-        import wandb
-
-        if wandb.run is not None:
-            columns = list(records[0])
-            rows = [list(record.values()) for record in records]
-            wandb.log({"samples": wandb.Table(columns=columns, data=rows)}, commit=False)

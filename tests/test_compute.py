@@ -5,8 +5,8 @@ import torch
 from transformers import MistralConfig, MixtralConfig
 
 from orpo_trl import ORPOConfig
+from orpo_trl.compute import DEVICES, find_device, planned_weights, train_flops, training_time
 from orpo_trl.config import ModelArguments
-from orpo_trl.preflight.compute import DEVICES, find_device, matrix_weights, train_flops, training_time
 
 MISTRAL_7B = MistralConfig(
     vocab_size=32000, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
@@ -67,7 +67,7 @@ def test_mixture_of_experts_counts_the_experts_of_a_token():
         vocab_size=32000, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
         num_key_value_heads=8, num_local_experts=8, num_experts_per_tok=2,
     )  # fmt: skip
-    weights = matrix_weights(config)
+    weights = planned_weights(config)
     assert weights.body + 2 * HEAD == pytest.approx(46.7e9, rel=1e-3)
     assert weights.active + 2 * HEAD == pytest.approx(12.9e9, rel=2e-3)
 
@@ -76,8 +76,8 @@ def test_tied_head_is_counted_although_it_is_the_embeddings():
     sizes = {"vocab_size": 100, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
     config = MistralConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True)
     untied = MistralConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)
-    assert matrix_weights(config) == matrix_weights(untied)
-    assert matrix_weights(config).head == 800
+    assert planned_weights(config) == planned_weights(untied)
+    assert planned_weights(config).head == 800
 
 
 def test_time_is_operations_over_what_the_devices_reach():

@@ -2,10 +2,11 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from orpo_trl.config import ModelArguments, ORPOConfig
 
@@ -72,28 +73,45 @@ class MatrixWeights:
         body: those of all layers, whether tied to the embeddings or not; not embeddings, not the LM head.
         active: those of `body` that one token meets: of a mixture of experts, the experts that it is sent to.
         head: those of the LM head.
+        attention: dimensions of the queries, all heads and layers together: 4 operations for each key of each query.
     """
 
     body: int
     active: int
     head: int
+    attention: int
 
 
-def matrix_weights(config: PreTrainedConfig) -> MatrixWeights:
-    """Weights of the model without its embeddings, counted without any memory."""
+def planned_weights(config: PreTrainedConfig) -> MatrixWeights:
+    """`matrix_weights` of the model that a config describes, without any memory."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        return matrix_weights(AutoModelForCausalLM.from_config(config))
+
+
+def matrix_weights(model: PreTrainedModel, has_adapter: bool = False) -> MatrixWeights:
+    """Weights of a model without its embeddings, and without those of an adapter, whichever part a rank holds."""
     head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    chosen = getattr(config.get_text_config(), "num_experts_per_tok", None)
+    text = model.config.get_text_config()
+    chosen = getattr(text, "num_experts_per_tok", None)
     body = active = 0
     for name, weight in model.named_parameters():
-        if weight is head or weight is embeddings:
+        if weight is head or weight is embeddings or (has_adapter and weight.requires_grad):
             continue
-        body += weight.numel()
+        shape = full_shape(weight)
+        body += shape.numel()
         # transformers keeps the experts of a layer in one tensor, expert by expert.
         is_of_experts = chosen and ".experts." in name
-        active += weight.numel() * chosen // weight.shape[0] if is_of_experts else weight.numel()
-    return MatrixWeights(body, active, head.numel())
+        active += shape.numel() * chosen // shape[0] if is_of_experts else shape.numel()
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    attention = head_size * text.num_attention_heads * text.num_hidden_layers
+    return MatrixWeights(body, active, full_shape(head).numel(), attention)
+
+
+def full_shape(weight: torch.nn.Parameter) -> torch.Size:
+    """Shape of a weight as a whole: under ZeRO-3 a rank holds a part of it, in 4 bits it is packed."""
+    if hasattr(weight, "ds_shape"):
+        return torch.Size(weight.ds_shape)
+    return torch.Size(weight.quant_state.shape) if getattr(weight, "quant_state", None) else weight.shape
 
 
 def train_flops(
@@ -116,29 +134,43 @@ def train_flops(
         lengths: `[pairs, 3]`: tokens of prompt, chosen and rejected response; 0 where there is no rejected one.
         is_padded: a row for each response, both as long as the longer; else the shared_prefix layout.
     """
-    weights, text = matrix_weights(config), config.get_text_config()
     prompt, chosen, rejected = np.asarray(lengths, dtype=np.int64).T
     has_rejected = rejected > 0
     if is_padded:
         longest, rows = prompt + np.maximum(chosen, rejected), 1 + has_rejected
-        tokens, attended = rows * longest, rows * _visible(longest, longest)
+        tokens, attended = rows * longest, rows * visible(longest, longest)
     else:
         # The rejected branch begins with the last prompt token again.
         first, branch = prompt + chosen, (rejected + 1) * has_rejected
-        tokens, attended = first + branch, _visible(first, first) + _visible(branch, prompt + rejected)
+        tokens, attended = first + branch, visible(first, first) + visible(branch, prompt + rejected)
     scored = rejected + (prompt + chosen - 1 if training.nll_scope == "sequence" else chosen)
-
-    backward = 2 if model_args.use_peft else 4
-    runs_again = training.gradient_checkpointing
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    attention = 4 * attended.sum() * head_size * text.num_attention_heads * text.num_hidden_layers
-    body = (2 + backward + 2 * runs_again) * weights.active * tokens.sum()
-    head = (2 + backward) * weights.head * scored.sum()
-    return float(body + head + (3 + runs_again) * attention)
+    return flops(
+        planned_weights(config), tokens.sum(), attended.sum(), scored.sum(), model_args.use_peft,
+        training.gradient_checkpointing,
+    )  # fmt: skip
 
 
-def _visible(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Pairs of a query and a key that it sees, where the last query is the last key's."""
+def flops(
+    weights: MatrixWeights, tokens: int, attended: int, scored: int, is_frozen: bool = False, runs_again: bool = False
+) -> float:
+    """Floating-point operations of a forward and a backward pass; see `train_flops`.
+
+    Args:
+        weights: of the model.
+        tokens: that run through the layers.
+        attended: pairs of a query and a key that it sees.
+        scored: tokens whose log-probability the LM head computes.
+        is_frozen: the weights take no gradient, because an adapter is trained in their place.
+        runs_again: gradient checkpointing computes the layers' forward pass twice.
+    """
+    backward = 2 if is_frozen else 4
+    body = (2 + backward + 2 * runs_again) * weights.active * tokens
+    head = (2 + backward) * weights.head * scored
+    return float(body + head + (3 + runs_again) * 4 * weights.attention * attended)
+
+
+def visible(queries: Any, keys: Any) -> Any:
+    """Pairs of a query and a key that it sees, where the last query is the last key's; ints or arrays of them."""
     return queries * keys - queries * (queries - 1) // 2
 
 

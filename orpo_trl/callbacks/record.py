@@ -1,0 +1,168 @@
+"""Keeps in the output folder what a run was made of and what it measured."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from dataclasses import MISSING, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import TrainerCallback
+
+from orpo_trl import run_folder
+from orpo_trl.callbacks.trackers import current_run_id
+from orpo_trl.compute import full_shape
+from orpo_trl.config import ORPOConfig
+from orpo_trl.recipe.files import to_yaml
+
+PACKAGES = (
+    "orpo-trl", "torch", "transformers", "trl", "datasets", "tokenizers", "accelerate", "deepspeed", "peft",
+    "bitsandbytes", "wandb",
+)  # fmt: skip
+
+
+class RunRecord(TrainerCallback):
+    """Writes the files of `run_folder.py`, on the main process alone.
+
+    A new run replaces those of an earlier one in the same folder; a run that resumes from a checkpoint goes on with
+    them from that step.
+
+    Args:
+        trainer: whose datasets, reports and recipe are kept.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self._is_begun = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir)
+        for name in (run_folder.METRICS, run_folder.SAMPLES):
+            # What this very process wrote before, such as an evaluation of the untrained model, is of this run.
+            if state.global_step or not self._is_begun:
+                run_folder.keep_until(folder / name, state.global_step if state.global_step else -1)
+        self._begin(folder, state)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir)
+        if not (folder / run_folder.RUN).is_file():
+            self._begin(folder, state)
+        # `epoch` is among the logs of training; `total_flos` is an estimate that knows nothing of shared prompts.
+        record = {name: value for name, value in logs.items() if name != "total_flos"}
+        run_folder.append_lines(folder / run_folder.METRICS, [{"step": state.global_step, **record}])
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / run_folder.RUN
+            run = json.loads(path.read_text(encoding="utf-8"))
+            _write_json(path, {**run, "finished": _now(), "last_step": state.global_step})
+
+    def _begin(self, folder: Path, state) -> None:
+        self._is_begun = True
+        folder.mkdir(parents=True, exist_ok=True)
+        trainer = self.trainer
+        (folder / run_folder.RECIPE).write_text(trainer.recipe, encoding="utf-8")
+        reports = {name: report.to_dict() for name, report in trainer.preparation_reports.items()}
+        _write_json(folder / run_folder.PREPARATION, reports)
+        _write_json(folder / run_folder.RUN, describe_run(trainer, state))
+
+
+def describe_run(trainer, state) -> dict[str, Any]:
+    """What a run is made of: versions, seed, revision, devices, model and data, as plain values."""
+    args = trainer.args
+    evaluated = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
+    datasets = {"train": trainer.train_dataset, **evaluated}
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return {
+        "started": _now(),
+        "resumed_from_step": state.global_step or None,
+        "seed": args.seed,
+        "beta": args.beta,
+        "max_steps": state.max_steps,
+        "warmup_steps": args.get_warmup_steps(state.max_steps) if state.max_steps else 0,
+        "processes": trainer.accelerator.num_processes,
+        "engine": trainer.accelerator.distributed_type.value.lower().replace("no", "none"),
+        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
+        "layout": trainer.layout,
+        "model": {"name": model.config.name_or_path or model.config.model_type, "parameters": _parameters(model)},
+        "datasets": {name: _describe_data(dataset) for name, dataset in datasets.items() if dataset is not None},
+        "wandb_run_id": current_run_id(),
+        "git": git_revision(),
+        "python": platform.python_version(),
+        "versions": installed_versions(),
+    }
+
+
+def settings_as_recipe(args: ORPOConfig, model_name: str) -> str:
+    """The settings that are not the default as a recipe, for a run that follows none; tokens are left out."""
+    values: dict[str, Any] = {"model_name_or_path": model_name}
+    plain = args.to_dict()
+    for field in fields(args):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if field.init and not field.name.endswith("_token") and getattr(args, field.name) != default:
+            values[field.name] = plain.get(field.name)
+    return f"# The settings of a run that followed no recipe\n{to_yaml(values)}"
+
+
+def _parameters(model: torch.nn.Module) -> int:
+    return sum(full_shape(weight).numel() for weight in model.parameters())
+
+
+def _describe_data(dataset: Dataset | IterableDataset) -> dict[str, Any]:
+    if isinstance(dataset, IterableDataset):
+        return {"rows": None, "sha256": None}
+    return {"rows": len(dataset), "sha256": fingerprint(dataset)}
+
+
+def fingerprint(pairs: Dataset) -> str:
+    """SHA-256 of the token ids of all pairs in their order: the same wherever the same pairs were made."""
+    digest = hashlib.sha256()
+    pairs = pairs.with_format("arrow")
+    for start in range(0, len(pairs), 1000):
+        rows = pairs[start : start + 1000]
+        for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
+            for part in (pc.list_value_length(rows[column]).fill_null(-1), pc.list_flatten(rows[column])):
+                digest.update(part.to_numpy().astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def installed_versions() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_revision() -> dict[str, Any] | None:
+    """Commit of the repository that the run was started in, and whether its files were changed; None outside of one."""
+    try:
+        revision = _git("rev-parse", "HEAD")
+        return {"revision": revision, "changed": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

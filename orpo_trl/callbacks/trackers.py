@@ -1,0 +1,92 @@
+"""wandb and TensorBoard as the settings say; both are transformers' own integrations, and so is trackio."""
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers.integrations import TensorBoardCallback, WandbCallback
+
+from orpo_trl import run_folder
+
+
+class WandbRun(WandbCallback):
+    """transformers' integration, with the run's project, name, group, tags and mode from the settings.
+
+    A run that resumes from a checkpoint continues its wandb run, whose id `run.json` in the output folder holds. The
+    recipe is part of the run's config, beside the settings and the model's config.
+
+    Args:
+        trainer: whose `recipe` is told.
+    """
+
+    def __init__(self, trainer):
+        super().__init__()
+        self.trainer = trainer
+
+    def setup(self, args, state, model, **kwargs):
+        if state.is_world_process_zero and self._wandb.run is None:
+            if not self._log_model.is_enabled:
+                # Where tables wait to be sent. By default a folder in the user's home, whose name a run's file then has.
+                os.environ.setdefault("WANDB_DATA_DIR", tempfile.mkdtemp(prefix="wandb-"))
+            self._wandb.init(
+                project=os.environ.get("WANDB_PROJECT", args.project),
+                name=args.run_name,
+                group=args.run_group,
+                tags=args.run_tags,
+                mode=args.wandb_mode,
+                id=saved_run_id(args.output_dir) if state.global_step else None,
+                resume="allow",
+                # They would tell the user's name, the machine's, and the command line.
+                settings=self._wandb.Settings(x_disable_meta=True, x_disable_machine_info=True, disable_git=True),
+            )
+        super().setup(args, state, model, **kwargs)
+        if state.is_world_process_zero:
+            self._wandb.config.update({"recipe": yaml.safe_load(self.trainer.recipe)}, allow_val_change=True)
+
+
+def saved_run_id(output_dir: str) -> str | None:
+    """Id of the wandb run that an earlier start of this run made."""
+    path = Path(output_dir) / run_folder.RUN
+    return json.loads(path.read_text(encoding="utf-8")).get("wandb_run_id") if path.is_file() else None
+
+
+def finish_wandb() -> None:
+    """Close the wandb run of this process, which waits for what is still to be sent; without a run, nothing happens."""
+    import wandb
+
+    if wandb.run is not None:
+        wandb.finish()
+
+
+def current_run_id() -> str | None:
+    """Id of the wandb run of this process."""
+    import wandb
+
+    return wandb.run.id if wandb.run is not None else None
+
+
+class TensorBoardRun(TensorBoardCallback):
+    """transformers' integration, in `runs/TIME` of the output folder; a run that resumes goes on in its newest one."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.logging_dir is None:
+            self.logging_dir = str(_event_folder(Path(args.output_dir) / "runs", is_resumed=bool(state.global_step)))
+        super().on_train_begin(args, state, control, **kwargs)
+
+
+def _event_folder(folder: Path, is_resumed: bool) -> Path:
+    earlier = sorted(folder.iterdir()) if is_resumed and folder.is_dir() else []
+    return earlier[-1] if earlier else folder / time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def log_table(name: str, records: list[dict[str, Any]], step: int) -> None:
+    """Log records of the same keys as a table to the wandb run of this process, where there is one."""
+    import wandb
+
+    if wandb.run is not None:
+        rows = [list(record.values()) for record in records]
+        wandb.log({name: wandb.Table(columns=list(records[0]), data=rows), "train/global_step": step})

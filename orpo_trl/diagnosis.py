@@ -1,0 +1,127 @@
+"""Trouble that the curves of a run tell of, in words."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+# Rejected above chosen is normal for a while; this share of the run is "long", and so many logs at least.
+LONG_SHARE, LONG_LOGS = 0.1, 5
+# The authors' picture of over-fitting (xfactlab/orpo#5): chosen near 0, rejected from -5 to -10.
+OVERFIT_CHOSEN, OVERFIT_REJECTED = -0.1, -5.0
+# Log odds rise from the first steps; after so large a share of the run past the warm-up they should have.
+FLAT_SHARE, FLAT_LOGS, FLAT_RISE = 0.2, 10, 0.05
+# Evaluations in a row, and how far above the lowest loss, in relation to it.
+RISING_EVALUATIONS, RISING_BY = 2, 0.01
+
+
+def find_trouble(
+    history: Sequence[dict[str, Any]], beta: float, warmup_steps: int = 0, max_steps: int = 0
+) -> dict[str, str]:
+    """What the metrics say is going wrong, each kind once, by its name.
+
+    Args:
+        history: logs in order, with `step` and metrics under their logged names (`logps/chosen`, `eval_loss`, …); a
+            value that was not finite may be None.
+        beta: weight of the odds-ratio term; at 0 nothing is expected of the rejected responses.
+        warmup_steps, max_steps: optimiser steps of the warm-up, and of the run.
+
+    Returns:
+        A sentence or two for people, by kind of trouble: `non_finite`, `inverted`, `overfit`, `flat`, and
+        `rising PREFIX` for each evaluation set; empty where nothing is wrong.
+    """
+    found = {"non_finite": _non_finite(history)}
+    train = [log for log in history if _has(log, "logps/chosen", "logps/rejected", "log_odds_chosen")]
+    if beta and train:
+        found["inverted"] = _inverted(train, warmup_steps, max_steps)
+        found["overfit"] = _overfit(train, history)
+        found["flat"] = _flat(train, warmup_steps, max_steps)
+    prefixes = dict.fromkeys(
+        name.removesuffix("nll_loss") for log in history for name in log if name.endswith("_nll_loss")
+    )
+    found |= {f"rising {prefix}": _rising(history, prefix) for prefix in prefixes}
+    return {kind: text for kind, text in found.items() if text}
+
+
+def _non_finite(history: Iterable[dict[str, Any]]) -> str:
+    steps = [log["step"] for log in history if "loss" in log and not _is_finite(log["loss"])]
+    if not steps:
+        return ""
+    return (
+        f"The loss was not finite at step {steps[0]:,}{f' and in {len(steps) - 1:,} later logs' if steps[1:] else ''}. "
+        "Lower the learning rate, or look at the rows of those steps."
+    )
+
+
+def _inverted(train: list[dict[str, Any]], warmup_steps: int, max_steps: int) -> str:
+    after = [log for log in train if log["step"] >= warmup_steps]
+    for is_inverted, part in groupby(after, key=lambda log: log["logps/rejected"] > log["logps/chosen"]):
+        logs = list(part)
+        first, last = logs[0]["step"], logs[-1]["step"]
+        if is_inverted and len(logs) >= LONG_LOGS and last - first >= LONG_SHARE * max_steps:
+            return (
+                f"From step {first:,} to {last:,} rejected responses were more likely than chosen ones. Are the "
+                "columns `chosen` and `rejected` the right way round? If so, a higher `beta` pulls harder."
+            )
+    return ""
+
+
+def _overfit(train: list[dict[str, Any]], history: Iterable[dict[str, Any]]) -> str:
+    last = train[-2:]
+    if len(last) < 2 or not all(
+        log["logps/chosen"] > OVERFIT_CHOSEN and log["logps/rejected"] < OVERFIT_REJECTED for log in last
+    ):
+        return ""
+    held_out = [value for log in history for name, value in log.items() if name.endswith("_logps/chosen")]
+    if held_out and _is_finite(held_out[-1]) and held_out[-1] > OVERFIT_CHOSEN:
+        return ""  # as likely on pairs that were not trained on: learnt, not memorised
+    return (
+        f"At step {last[-1]['step']:,} chosen responses have a log-probability of {last[-1]['logps/chosen']:.3f} per "
+        f"token, and rejected ones {last[-1]['logps/rejected']:.1f}: the model knows its training pairs by heart. "
+        "Train for fewer epochs, or lower `beta` or the learning rate."
+    )
+
+
+def _flat(train: list[dict[str, Any]], warmup_steps: int, max_steps: int) -> str:
+    recent = [log for log in train if log["step"] > warmup_steps][-FLAT_LOGS:]
+    if len(recent) < FLAT_LOGS or recent[-1]["step"] < warmup_steps + FLAT_SHARE * max_steps:
+        return ""
+    start = [log["log_odds_chosen"] for log in train[:3]]
+    now = [log["log_odds_chosen"] for log in recent]
+    # Both means are of few pairs each: less than twice the standard error is no rise.
+    noise = 2 * statistics.stdev(now) * math.sqrt(1 / len(now) + 1 / len(start))
+    rise = statistics.fmean(now) - statistics.fmean(start)
+    if rise >= max(FLAT_RISE, min(noise, 4 * FLAT_RISE)):
+        return ""
+    return (
+        f"The log odds ratio is {statistics.fmean(now):.3f} at step {recent[-1]['step']:,}, and was "
+        f"{statistics.fmean(start):.3f} at the start: the model does not learn to tell chosen from rejected. Try a "
+        "higher `beta` or learning rate, and look at one pair with `orpo-trl check`."
+    )
+
+
+def _rising(history: Iterable[dict[str, Any]], prefix: str) -> str:
+    name = f"{prefix}loss"
+    losses = {log["step"]: log[name] for log in history if _has(log, name)}
+    if len(losses) <= RISING_EVALUATIONS:
+        return ""
+    *before, _ = steps = list(losses)
+    best = min(before, key=losses.get)
+    after = steps[steps.index(best) + 1 :]
+    if len(after) < RISING_EVALUATIONS or any(
+        losses[step] <= losses[best] + RISING_BY * abs(losses[best]) for step in after[-RISING_EVALUATIONS:]
+    ):
+        return ""
+    return (
+        f"`{name}` has risen since step {best:,}, from {losses[best]:.4f} to {losses[after[-1]]:.4f}. That is "
+        f"over-fitting, unless the margin is what you are after: the checkpoint of step {best:,} may be the better one."
+    )
+
+
+def _has(log: dict[str, Any], *names: str) -> bool:
+    return all(_is_finite(log.get(name)) for name in names)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -1,0 +1,1 @@
+"""What a model does with pairs and prompts, once it is trained."""

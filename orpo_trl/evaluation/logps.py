@@ -1,0 +1,171 @@
+"""Log-probabilities and odds of pairs under a model, row by row."""
+
+import itertools
+import logging
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from accelerate.utils import send_to_device
+from datasets import Dataset
+from rich.console import Console
+from rich.progress import track
+from trl.trainer.utils import add_fused_lm_head
+
+from orpo_trl.attention import enable_packed_rows, reading_packed_row, why_not_exact
+from orpo_trl.batch import MODEL_INPUTS, PairCollator
+from orpo_trl.losses import log_odds
+from orpo_trl.model import shrink_head_tiles
+from orpo_trl.pairs import ROW_COLUMN, SOURCE_COLUMN, longest_rows, pair_lengths
+
+logger = logging.getLogger(__name__)
+
+# One record per row. TRL's metrics call the log odds ratio `log_odds_chosen`, and its log sigmoid `log_odds_ratio`: no
+# column has either name. Log-probabilities are natural logarithms; what needs a rejected response is null without one.
+RECORD = pa.schema(
+    {
+        "source": pa.string(),
+        "row": pa.int64(),  # from 0, in the source
+        "prompt_tokens": pa.int64(),
+        "chosen_tokens": pa.int64(),  # tokens that the log-probabilities cover, end of sequence included
+        "rejected_tokens": pa.int64(),
+        "chosen_logp": pa.float64(),  # mean over the tokens: log p of the paper, `logps/chosen` of the metrics
+        "rejected_logp": pa.float64(),
+        "chosen_logp_sum": pa.float64(),  # of the whole response: log P(y|x)
+        "rejected_logp_sum": pa.float64(),
+        "chosen_log_odds": pa.float64(),  # log p - log(1 - p), as losses.py has it
+        "rejected_log_odds": pa.float64(),
+        "log_or": pa.float64(),  # log of the odds ratio: chosen_log_odds - rejected_log_odds
+        "delta": pa.float64(),  # sigmoid(-log_or): delta(d), the weight of the pair's gradient (paper, eq. 9)
+        "is_correct": pa.bool_(),  # chosen_logp > rejected_logp
+    }
+)
+
+
+def prepare_model(model: torch.nn.Module, pair_layout: str = "auto") -> str:
+    """Let a model score pairs: a fused LM head that builds no logits, and attention that reads packed rows.
+
+    Args:
+        model: a causal language model of transformers, or a PEFT model around one; it is changed.
+        pair_layout: 'auto', 'shared_prefix' or 'padded' (`ORPOConfig.pair_layout`).
+
+    Returns:
+        The layout for the collator: 'shared_prefix' or 'padded'.
+
+    Raises:
+        ValueError: where the model cannot read packed rows exactly and should, or an adapter is on its LM head, or puts
+            virtual tokens before the prompt.
+    """
+    config = getattr(model, "active_peft_config", None)
+    if getattr(config, "is_prompt_learning", False):
+        raise ValueError(f"{type(config).__name__} puts virtual tokens before the prompt, which pairs do not support.")
+    if hasattr(model.get_output_embeddings(), "base_layer"):
+        raise ValueError(
+            "An adapter is on the model's LM head, whose weight is read without it. Merge the adapter into the model "
+            "first: `model.merge_and_unload()` of peft."
+        )
+    reason = why_not_exact(model)
+    if pair_layout == "shared_prefix" and reason:
+        raise ValueError(f"`pair_layout: shared_prefix`: {reason}. Set `pair_layout` to padded or auto.")
+    add_fused_lm_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
+    if model.device.type == "cpu":
+        shrink_head_tiles()
+    if pair_layout == "padded" or reason:
+        if pair_layout == "auto":
+            logger.warning("Pairs are padded, and each prompt runs twice: %s.", reason)
+        return "padded"
+    enable_packed_rows(model)
+    return "shared_prefix"
+
+
+@torch.inference_mode()
+def score_pairs(
+    model: torch.nn.Module, pairs: Dataset, collator: PairCollator, max_tokens: int = 8192
+) -> list[dict[str, Any]]:
+    """Log-probabilities and odds of each pair.
+
+    Args:
+        model: one that `prepare_model` or an `ORPOTrainer` has been given; its dropout is off meanwhile.
+        pairs: prepared pairs (`prepare_pairs`).
+        collator: makes the batches, in the layout that the model reads.
+        max_tokens: positions of a forward pass, filling included, which bounds its memory; a row with more runs alone.
+
+    Returns:
+        One record per row, in the order of the rows, with the keys of `RECORD`. Log-probabilities of the tokens are
+        fp32, sums and what follows from them fp64. A value that is not finite is None, which JSON can say.
+    """
+    was_training = model.training
+    model.eval()
+    records: list[dict[str, Any]] = [{}] * len(pairs)
+    passes = _passes(pairs, collator, max_tokens)
+    console = Console(stderr=True)
+    try:
+        for rows in track(passes, "Scoring", console=console, transient=True, disable=not console.is_terminal):
+            found = _score(model, [pairs[row] for row in rows], collator)
+            for row, record in zip(rows, found, strict=True):
+                records[row] = record
+    finally:
+        model.train(was_training)
+    return records
+
+
+def _passes(pairs: Dataset, collator: PairCollator, max_tokens: int) -> list[list[int]]:
+    """Row numbers of each forward pass: rows of like length, so that little is filled, and the longest first, so that
+    what does not fit into memory is known at once. Pairs come before rows without a rejected response, as in a batch.
+    """
+    lengths = pair_lengths(pairs).tolist()
+    # The collator counts positions; it needs no ids for that.
+    examples = [
+        {"prompt_ids": range(prompt), "chosen_ids": range(chosen), "rejected_ids": range(rejected) or None}
+        for prompt, chosen, rejected in lengths
+    ]
+    passes: list[list[int]] = [[]]
+    for row in np.argsort(longest_rows(pairs), kind="stable")[::-1].tolist():
+        if passes[-1] and collator.positions([examples[other] for other in (*passes[-1], row)]) > max_tokens:
+            passes.append([])
+        passes[-1].append(row)
+    return [sorted(rows, key=lambda row: examples[row]["rejected_ids"] is None) for rows in passes]
+
+
+def _score(model: torch.nn.Module, examples: list[dict[str, Any]], collator: PairCollator) -> list[dict[str, Any]]:
+    """Records of one forward pass."""
+    batch = collator(examples)
+    inputs = send_to_device({name: batch[name] for name in MODEL_INPUTS if name in batch}, model.device)
+    with reading_packed_row() if "segments" in batch else nullcontext():
+        token_logps = model(**inputs, fused_lm_head=True, use_cache=False).log_probs
+    lengths = batch["completion_lengths"]
+    # One slot more than there are responses takes the tokens that belong to none.
+    sums = torch.zeros(len(lengths) + 1, dtype=torch.float64)
+    sums = sums.index_add(0, batch["completion_index"].flatten(), token_logps.flatten().cpu().double())[:-1]
+    logps = sums / lengths
+    odds = log_odds(logps)
+    # Chosen responses come first, those of pairs before the others; then the rejected ones, which may be fewer.
+    rows, paired = len(examples), batch["num_pairs"]
+    log_or = odds[:paired] - odds[rows:]
+    columns = {
+        "source": [example[SOURCE_COLUMN] for example in examples],
+        "row": [example[ROW_COLUMN] for example in examples],
+        "prompt_tokens": [len(example["prompt_ids"]) for example in examples],
+        "chosen_tokens": lengths[:rows].tolist(),
+        "rejected_tokens": lengths[rows:].tolist(),
+        "chosen_logp": _finite(logps[:rows]),
+        "rejected_logp": _finite(logps[rows:]),
+        "chosen_logp_sum": _finite(sums[:rows]),
+        "rejected_logp_sum": _finite(sums[rows:]),
+        "chosen_log_odds": _finite(odds[:rows]),
+        "rejected_log_odds": _finite(odds[rows:]),
+        "log_or": _finite(log_or),
+        "delta": _finite(torch.sigmoid(-log_or)),
+        "is_correct": [
+            None if math.isnan(ratio) else better
+            for ratio, better in zip(log_or.tolist(), (logps[:paired] > logps[rows:]).tolist(), strict=True)
+        ],
+    }
+    return [dict(zip(columns, values, strict=True)) for values in itertools.zip_longest(*columns.values())]
+
+
+def _finite(values: torch.Tensor) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values.tolist()]

@@ -1,0 +1,81 @@
+"""The page: one HTML file that holds all it shows, runs nothing and loads nothing."""
+
+import json
+from base64 import b64encode
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from orpo_trl.diagnosis import find_trouble
+from orpo_trl.pairs.report import PreparationReport
+from orpo_trl.report import figures
+from orpo_trl.report.history import number
+from orpo_trl.report.published import SOURCE, anchors
+from orpo_trl.report.run import Run
+from orpo_trl.report.samples import earlier_cards, last_cards
+from orpo_trl.report.sketches import FIGURES
+from orpo_trl.report.tables import differences, facts, groups, summary
+
+TEMPLATE = "page.html.jinja"
+# The paper's, and the default of both trainers: for a run that does not tell its own.
+_BETA = 0.1
+_SIGNS = dict(zip(figures.MARKERS, "●■▲◆▼✚✖", strict=True))
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page of one run, or of several side by side, as HTML."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    runs = list(runs)
+    return environment.get_template(TEMPLATE).render(
+        runs=[(run, *_sign(index)) for index, run in enumerate(runs)],
+        signs={run.name: _sign(index) for index, run in enumerate(runs)},
+        summary=summary(runs),
+        trouble={run.name: list(_trouble(run)) for run in runs},
+        pictures=[_picture(name, runs) for name in figures.drawable(runs)],
+        published=SOURCE if any(anchors(name, runs) for name in FIGURES) else "",
+        is_thinned=any(len(run.training("loss")[0]) > figures.MANY_POINTS for run in runs),
+        window=f"{figures.WINDOW:.1%}",
+        has_labels=any(len(run.labels) > 1 for run in runs),
+        differences=differences(runs),
+        groups=groups(runs),
+        cards=last_cards(runs),
+        earlier={run.name: earlier_cards(run) for run in runs},
+        facts={run.name: facts(run) for run in runs},
+        preparation={run.name: _preparation(run) for run in runs},
+    )
+
+
+def _sign(index: int) -> tuple[str, str]:
+    """Colour of a run, and its marker as a letter."""
+    color, marker = figures.look(index)
+    return color, _SIGNS[marker]
+
+
+def _trouble(run: Run) -> Sequence[str]:
+    warmup, steps = (int(number(run.record.get(key)) or 0) for key in ("warmup_steps", "max_steps"))
+    return find_trouble(run.history, _BETA if run.beta is None else run.beta, warmup, steps).values()
+
+
+def _picture(name: str, runs: list[Run]) -> dict[str, str]:
+    svg = figures.to_bytes(figures.draw(name, runs), "svg")
+    return {
+        "source": f"data:image/svg+xml;base64,{b64encode(svg).decode()}",
+        "text": figures.description(name, runs),
+        "caption": figures.caption(name, runs),
+    }
+
+
+def _preparation(run: Run) -> list[str]:
+    return [_preparation_text(report) for report in run.preparation.values()]
+
+
+def _preparation_text(report: Any) -> str:
+    try:
+        return str(PreparationReport.from_dict(report))
+    except (AttributeError, KeyError, TypeError, ValueError):  # written by another version
+        return json.dumps(report, ensure_ascii=False, indent=2)

@@ -1,0 +1,210 @@
+"""Tables of the page: runs side by side, what their recipes differ in, evaluation by source and length."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+
+from orpo_trl.report.history import MARGIN, difference, mean, number, prefixes
+from orpo_trl.report.run import Run
+from orpo_trl.report.text import NOTHING, duration, show
+
+# Keys that only name a run, and so always differ.
+_NAMING = {"output_dir", "run_name", "logging_dir"}
+_GROUP = re.compile(r"(sources|lengths)/(.*)/(accuracies|margins|pairs)", re.DOTALL)
+_KINDS = {"sources": "By source", "lengths": "By length of the pair, in tokens"}
+_STATISTICS = {"accuracies": "accuracy", "margins": "margin", "pairs": "pairs"}
+_HELD_OUT = {
+    "loss": "loss",
+    "nll_loss": "NLL (nats a token)",
+    "logps/chosen": "log p chosen (nats a token)",
+    "logps/rejected": "log p rejected (nats a token)",
+    MARGIN: "margin of log p (nats a token)",
+    "log_odds_chosen": "log odds ratio (nats)",
+    "odds_ratio_delta": "δ(d)",
+    "rewards/accuracies": "accuracy",
+    "mean_token_accuracy": "token accuracy",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a name and values: for each of `runs`, a value for each of `columns`, or one where it has none."""
+
+    title: str
+    runs: list[str]
+    rows: list[tuple[str, list[str]]]
+    columns: tuple[str, ...] = ()
+
+
+def summary(runs: Sequence[Run]) -> list[Table]:
+    """Settings, held-out metrics and cost, a column for each run; rows that no run has a value for are left out."""
+    settings: dict[str, Callable[[Run], str]] = {
+        "λ (beta)": lambda run: show(run.beta),
+        "learning rate": lambda run: show(_learning_rate(run)),
+        "optimiser steps": _steps,
+        "seed": lambda run: show(run.setting("seed")),
+    }
+    cost: dict[str, Callable[[Run], str]] = {
+        "time": lambda run: duration(_seconds(run)),
+        "tokens a second": lambda run: _measured(_median(run, "throughput/unique_tokens_per_second")),
+        "pairs a second": lambda run: _measured(_median(run, "throughput/pairs_per_second")),
+        "padding avoided (%)": lambda run: show(_median(run, "throughput/padding_avoided_percent"), 3),
+        "MFU, FLOP/s of the peak (%)": lambda run: show(_median(run, "throughput/mfu_percent"), 3),
+        "peak memory (GiB)": lambda run: show(max(_known(run.training("memory/peak_gib")), default=None)),
+    }
+    held_out = [_last_metrics(run) for run in runs]
+    metrics = [(label, [_measured(values[name]) for values in held_out]) for name, label in _HELD_OUT.items()]
+    names = [run.name for run in runs]
+    return [
+        Table(title, names, kept)
+        for title, rows in (
+            ("Settings", [(label, [of(run) for run in runs]) for label, of in settings.items()]),
+            ("Held out, last evaluation", metrics),
+            ("Speed and memory", [(label, [of(run) for run in runs]) for label, of in cost.items()]),
+        )
+        if (kept := [row for row in rows if set(row[1]) != {NOTHING}])
+    ]
+
+
+def differences(runs: Sequence[Run]) -> Table:
+    """Keys of the recipes whose values differ; a value that a recipe leaves to its default shows as a dash."""
+    with_recipe = [run for run in runs if run.recipe]
+    keys = dict.fromkeys(key for run in with_recipe for key in run.recipe if key not in _NAMING)
+    rows = [(key, [_value(run.recipe[key]) if key in run.recipe else NOTHING for run in with_recipe]) for key in keys]
+    return Table("", [run.name for run in with_recipe], [row for row in rows if len(set(row[1])) > 1])
+
+
+def groups(runs: Sequence[Run]) -> list[Table]:
+    """The last evaluation by source and by length, of each evaluation set."""
+    found: dict[tuple[str, str], dict[str, dict[tuple[int, str], float]]] = {}
+    for index, run in enumerate(runs):
+        for label, metric, value in _split(run):
+            match = _GROUP.fullmatch(metric)
+            if match:
+                kind, name, statistic = match.groups()
+                found.setdefault((label, kind), {}).setdefault(name, {})[index, statistic] = value
+    return [
+        _group_table(f"{_KINDS[kind]}: {label}" if label else _KINDS[kind], kind, rows, runs)
+        for (label, kind), rows in sorted(found.items(), key=lambda item: list(_KINDS).index(item[0][1]))
+    ]
+
+
+def _group_table(title: str, kind: str, rows: dict[str, dict[tuple[int, str], float]], runs: Sequence[Run]) -> Table:
+    logged = {statistic for row in rows.values() for _, statistic in row}
+    statistics = [name for name in _STATISTICS if name in logged]
+    places = [(index, statistic) for index in range(len(runs)) for statistic in statistics]
+    return Table(
+        title,
+        [run.name for run in runs],
+        [
+            (name, [_statistic(place[1], rows[name].get(place)) for place in places])
+            for name in (sorted(rows, key=_by_length) if kind == "lengths" else rows)
+        ],
+        tuple(_STATISTICS[name] for name in statistics),
+    )
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """How a run was made, as far as it is recorded."""
+    record = run.record
+    model, git, versions = (_mapping(record.get(key)) for key in ("model", "git", "versions"))
+    parameters = number(model.get("parameters"))
+    times = {key: _time(record.get(key)) for key in ("started", "finished")}
+    found = {
+        **{key: f"{time:%Y-%m-%d %H:%M:%S %Z}" for key, time in times.items() if time},
+        "device": " × ".join(str(part) for part in (record.get("processes"), record.get("device")) if part),
+        "model": run.model_name + (f", {parameters / 1e6:,.4g} million parameters" if parameters else ""),
+        "layout": record.get("layout"),
+        "seed": run.setting("seed"),
+        "warm-up steps": run.setting("warmup_steps"),
+    }
+    if git.get("revision"):
+        found["git"] = f"{git['revision']}{', with uncommitted changes' if git.get('changed') else ''}"
+    for name, dataset in _mapping(record.get("datasets")).items():
+        dataset = _mapping(dataset)
+        digest = dataset.get("sha256")
+        found[f"dataset {name}"] = f"{show(dataset.get('rows'))} rows" + (f", SHA-256 {digest}" if digest else "")
+    found["versions"] = ", ".join(f"{package} {version}" for package, version in versions.items())
+    return [(name, show(value)) for name, value in found.items() if value not in (None, "")]
+
+
+def _last_metrics(run: Run) -> dict[str, float | None]:
+    """Metrics of the last evaluation, the mean over the evaluation sets, without `eval_`."""
+    values = run.final_metrics()
+    before = prefixes(run.labels).values()
+    found = {name: mean([values.get(prefix + name) for prefix in before]) for name in _HELD_OUT}
+    return {**found, MARGIN: mean([difference(values, prefix) for prefix in before])}
+
+
+def _split(run: Run):
+    """Label of the evaluation set, metric and value, of the last evaluation."""
+    before = prefixes(run.labels)
+    for name, value in run.final_metrics().items():
+        label = next((label for label, prefix in before.items() if name.startswith(prefix)), None)
+        if label is not None:
+            yield label, name[len(before[label]) :], value
+
+
+def _learning_rate(run: Run) -> Any:
+    """As set; else the highest that was logged."""
+    stated = run.setting("learning_rate")
+    return max(_known(run.training("learning_rate")), default=None) if stated is None else stated
+
+
+def _steps(run: Run) -> str:
+    planned = number(run.record.get("max_steps"))
+    is_short = planned is not None and 0 < run.last_step < planned
+    return f"{run.last_step:,} of {planned:,.0f}" if is_short else f"{run.last_step:,}"
+
+
+def _seconds(run: Run) -> float | None:
+    logged = [number(log["train_runtime"]) for log in run.history if "train_runtime" in log]
+    if logged:
+        return logged[-1]
+    started, finished = (_time(run.record.get(key)) for key in ("started", "finished"))
+    return (finished - started).total_seconds() if started and finished else None
+
+
+def _median(run: Run, metric: str) -> float | None:
+    known = _known(run.training(metric))
+    return float(np.median(known)) if len(known) else None
+
+
+def _known(series: tuple[np.ndarray, np.ndarray]) -> list[float]:
+    return series[1][np.isfinite(series[1])].tolist()
+
+
+def _by_length(name: str) -> tuple[int, str]:
+    first = re.search(r"[0-9]{1,12}", name)
+    return (int(first[0]) if first else 0, name)
+
+
+def _statistic(name: str, value: float | None) -> str:
+    return show(int(value)) if name == "pairs" and value is not None else _measured(value)
+
+
+def _measured(value: float | None) -> str:
+    return show(value, is_measured=True)
+
+
+def _value(value: Any) -> str:
+    """A recipe's value in one line: text as it stands, all else as in JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _time(value: Any) -> datetime | None:
+    """A time of `run.json`; one without a time zone is UTC."""
+    try:
+        time = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)

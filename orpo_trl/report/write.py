@@ -1,0 +1,75 @@
+"""Files that the command `orpo-trl report` writes."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from orpo_trl.report import figures
+from orpo_trl.report.history import number
+from orpo_trl.report.page import render
+from orpo_trl.report.run import Run, read_runs
+
+PAGE = "report.html"
+
+
+def write_report(
+    folders: Sequence[Path], output: Path | None = None, png: Path | None = None, table: Path | None = None
+) -> list[Path]:
+    """Read runs and write their page, and where asked their figures and metrics.
+
+    Args:
+        folders: of the runs.
+        output: the page. Default: `report.html` in the run's folder, of several runs in the current one.
+        png: folder for a picture of each figure.
+        table: CSV file of all metrics.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: naming the folder or file that cannot be read.
+    """
+    runs = read_runs(folders)
+    if output is None:
+        output = (runs[0].folder if len(runs) == 1 else Path()) / PAGE
+    written = [output]
+    _write_text(output, render(runs))
+    if png is not None:
+        written += write_pictures(runs, png)
+    if table is not None:
+        write_table(runs, table)
+        written.append(table)
+    return written
+
+
+def write_pictures(runs: list[Run], folder: Path) -> list[Path]:
+    """A PNG file of each figure that has values, named like it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name in figures.drawable(runs):
+        paths.append(folder / f"{name}.png")
+        paths[-1].write_bytes(figures.to_bytes(figures.draw(name, runs), "png"))
+    return paths
+
+
+def write_table(runs: Sequence[Run], path: Path) -> None:
+    """All metrics of all runs as CSV: a line for each log, a column for each metric, empty where it has no value."""
+    metrics = sorted({name for run in runs for log in run.history for name in log} - {"step", "epoch"})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", "step", "epoch", *metrics])
+        for run in runs:
+            for log in run.history:
+                writer.writerow([run.name, *(_cell(log.get(name)) for name in ("step", "epoch", *metrics))])
+
+
+def _cell(value: object) -> object:
+    """Numbers exactly; those that are not finite are empty."""
+    return "" if isinstance(value, float) and number(value) is None else value
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Half of a surrogate pair, which JSON may hold, has no bytes in UTF-8.
+    path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")

@@ -1,0 +1,50 @@
+"""Reads what an offline wandb run wrote: a log of protobuf records in LevelDB's format, behind a header of 7 bytes."""
+
+import json
+import struct
+from pathlib import Path
+
+from wandb.proto import wandb_internal_pb2
+
+_BLOCK, _HEADER = 32 * 1024, 7
+
+
+def records(path: Path):
+    data, position, whole = path.read_bytes(), _HEADER, b""
+    assert data.startswith(b":W&B")
+    while position + _HEADER <= len(data):
+        if _BLOCK - position % _BLOCK < _HEADER:  # too short for another part: filling
+            position += _BLOCK - position % _BLOCK
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        whole += data[position + _HEADER : position + _HEADER + length]
+        position += _HEADER + length
+        if kind in (1, 4):  # the whole record, or its last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(whole)
+            whole = b""
+            yield record
+
+
+def read_offline_run(folder: Path) -> dict:
+    """`run` (id, name, group, tags, project), `config`, `history` (a dict per log), of one offline-run folder."""
+    (path,) = folder.glob("*.wandb")
+    found = {"run": None, "config": {}, "history": []}
+    for record in records(path):
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            run = record.run
+            found["run"] = {
+                "id": run.run_id, "name": run.display_name, "group": run.run_group, "tags": list(run.tags),
+                "project": run.project,
+            }  # fmt: skip
+            found["config"] |= _items(run.config.update)
+        elif kind == "config":
+            found["config"] |= _items(record.config.update)
+        elif kind == "history":
+            found["history"].append(_items(record.history.item))
+    return found
+
+
+def _items(updates) -> dict:
+    return {".".join(update.nested_key) or update.key: json.loads(update.value_json) for update in updates}
