@@ -358,8 +358,8 @@ def logps(model: str, data: str, output: Path | None, **options) -> None:
     MODEL is a Hub id or a folder, of a causal language model or of a PEFT adapter; DATA a Hub id, a folder, or a .json,
     .jsonl, .parquet or .csv file, with rows as for training. The rows that are kept come in the order of DATA, as JSON
     Lines on standard output or in a file: source and row number, tokens, mean and sum of each response's token
-    log-probabilities, its log odds, the log odds ratio of the pair (log_or), delta = sigmoid(-log_or), and whether
-    chosen is more likely than rejected (is_correct). Report and summary go to standard error.
+    log-probabilities, its log odds, the log odds ratio of the pair (log_or), odds_ratio_delta = sigmoid(-log_or), and
+    whether chosen is more likely than rejected (is_correct). Report and summary go to standard error.
 
     \b
     Examples:

@@ -11,7 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orpo_trl.losses import MAX_EXACT_LOGP, MAX_SLOPE, log1mexp, log_odds, log_odds_ratio, odds_ratio_loss
+from orpo_trl.losses import (
+    MAX_EXACT_LOGP,
+    MAX_SLOPE,
+    log1mexp,
+    log_odds,
+    log_odds_ratio,
+    odds_ratio_delta,
+    odds_ratio_loss,
+)
 
 LOGPS = st.one_of(
     st.floats(max_value=0.0, allow_nan=False, allow_subnormal=False),
@@ -110,3 +118,15 @@ def test_log1mexp_keeps_its_digits(x):
 def test_mean_of_many_hopeless_pairs_stays_finite():
     hopeless = torch.full((4096,), -math.inf)
     assert loss_of(hopeless, torch.full((4096,), -1.0)).sum().isfinite()
+
+
+def test_delta_is_the_share_of_the_gradient_that_is_left():
+    """delta(d) = 1 / (1 + odds(y_w) / odds(y_l)), and minus the derivative of L_OR with respect to log OR."""
+    chosen, rejected = torch.tensor([-0.1, -2.0, -1.0, -9.0]).double(), torch.tensor([-3.0, -0.5, -1.0, -0.01]).double()
+    odds = [p / (1 - p) for p in (chosen.exp(), rejected.exp())]
+    ratio = log_odds_ratio(chosen, rejected).requires_grad_()
+    odds_ratio_loss(ratio).sum().backward()
+    delta = odds_ratio_delta(ratio.detach())
+    torch.testing.assert_close(delta, 1 / (1 + odds[0] / odds[1]))
+    torch.testing.assert_close(delta, -ratio.grad)
+    assert delta[2] == 0.5

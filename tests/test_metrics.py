@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orpo_trl.metrics import MetricSums
+from orpo_trl.metrics import MetricSums, PairGroups, length_bucket
 
 PARTS = st.lists(st.tuples(st.floats(-1e3, 1e3), st.integers(0, 500)), min_size=1, max_size=8)
 
@@ -64,3 +64,48 @@ def test_large_counts_keep_their_digits(accelerator):
     for _ in range(3):
         sums.add(torch.tensor([2.0**25 + 1], dtype=torch.float64), [1])
     assert sums.reduce(accelerator)[0] == {"m": 2.0**25 + 1}
+
+
+@given(
+    pairs=st.lists(
+        st.tuples(st.floats(-50, -0.01), st.floats(-50, -0.01), st.sampled_from(["a/x", "b/y"]), st.integers(1, 400)),
+        min_size=1, max_size=20,
+    ),
+    cut=st.integers(0, 20),
+)  # fmt: skip
+def test_groups_are_means_over_their_pairs_however_batches_are_cut(pairs, cut):
+    groups = PairGroups(beta=0.5)
+    for part in (pairs[:cut], pairs[cut:]):
+        chosen, rejected, sources, lengths = zip(*part, strict=True) if part else ([], [], [], [])
+        groups.add(torch.tensor(chosen), torch.tensor(rejected), sources, lengths)
+    metrics = groups.reduce()
+    expected = {}
+    for kind, of_pair in (("sources", lambda p: p[2][-1]), ("lengths", lambda p: length_bucket(p[3]))):
+        names = {of_pair(pair) for pair in pairs}
+        for name in names if len(names) > 1 else ():
+            margins = [c - r for c, r, *_ in (tuple(map(to_fp32, p[:2])) + p[2:] for p in pairs if of_pair(p) == name)]
+            expected[f"{kind}/{name}/pairs"] = len(margins)
+            expected[f"{kind}/{name}/accuracies"] = sum(margin > 0 for margin in margins) / len(margins)
+            expected[f"{kind}/{name}/margins"] = 0.5 * sum(margins) / len(margins)
+    assert metrics == pytest.approx(expected, abs=1e-4)
+    assert groups.reduce() == {}
+
+
+def to_fp32(value: float) -> float:
+    return torch.tensor(value).item()
+
+
+def test_groups_of_pairs_that_are_not_finite_and_sources_of_one_name():
+    groups = PairGroups(beta=1.0)
+    groups.add(torch.tensor([-1.0, -math.inf, -2.0]), torch.tensor([-3.0, -math.inf, -1.0]),
+               ["org/data", "org/data", "other/data"], [10, 100, 10])  # fmt: skip
+    metrics = groups.reduce()
+    assert metrics == {
+        "sources/org_data/accuracies": 1.0, "sources/org_data/margins": 2.0, "sources/org_data/pairs": 1,
+        "sources/other_data/accuracies": 0.0, "sources/other_data/margins": -1.0, "sources/other_data/pairs": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("tokens", "bucket"), [(1, "1-64"), (64, "1-64"), (65, "65-128"), (129, "129-256"), (3000, "2049-4096")])
+def test_length_buckets_double(tokens, bucket):
+    assert length_bucket(tokens) == bucket

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 
 from wandb.proto import wandb_internal_pb2
@@ -11,7 +12,6 @@ _BLOCK, _HEADER = 32 * 1024, 7
 
 def records(path: Path):
     data, position, whole = path.read_bytes(), _HEADER, b""
-    assert data.startswith(b":W&B")
     while position + _HEADER <= len(data):
         if _BLOCK - position % _BLOCK < _HEADER:  # too short for another part: filling
             position += _BLOCK - position % _BLOCK
@@ -29,6 +29,10 @@ def records(path: Path):
 def read_offline_run(folder: Path) -> dict:
     """`run` (id, name, group, tags, project), `config`, `history` (a dict per log), of one offline-run folder."""
     (path,) = folder.glob("*.wandb")
+    deadline = time.monotonic() + 60  # wandb's own process goes on writing when `wandb.finish` has returned
+    while "exit" not in {record.WhichOneof("record_type") for record in records(path)}:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     found = {"run": None, "config": {}, "history": []}
     for record in records(path):
         kind = record.WhichOneof("record_type")

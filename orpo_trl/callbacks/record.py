@@ -105,7 +105,7 @@ def describe_run(trainer, state) -> dict[str, Any]:
 
 def settings_as_recipe(args: ORPOConfig, model_name: str) -> str:
     """The settings that are not the default as a recipe, for a run that follows none; tokens are left out."""
-    values: dict[str, Any] = {"model_name_or_path": model_name}
+    values: dict[str, Any] = {"model_name_or_path": model_name} if model_name else {}
     plain = args.to_dict()
     for field in fields(args):
         default = field.default if field.default_factory is MISSING else field.default_factory()

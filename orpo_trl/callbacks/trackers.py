@@ -30,7 +30,7 @@ class WandbRun(WandbCallback):
     def setup(self, args, state, model, **kwargs):
         if state.is_world_process_zero and self._wandb.run is None:
             if not self._log_model.is_enabled:
-                # Where tables wait to be sent. By default a folder in the user's home, whose name a run's file then has.
+                # Where tables wait to be sent. By default in the user's home, whose name the run's file would have.
                 os.environ.setdefault("WANDB_DATA_DIR", tempfile.mkdtemp(prefix="wandb-"))
             self._wandb.init(
                 project=os.environ.get("WANDB_PROJECT", args.project),

@@ -17,7 +17,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from orpo_trl.attention import enable_packed_rows, reading_packed_row, why_not_exact
 from orpo_trl.batch import MODEL_INPUTS, PairCollator
-from orpo_trl.losses import log_odds
+from orpo_trl.losses import log_odds, odds_ratio_delta
 from orpo_trl.model import shrink_head_tiles
 from orpo_trl.pairs import ROW_COLUMN, SOURCE_COLUMN, longest_rows, pair_lengths
 
@@ -39,7 +39,7 @@ RECORD = pa.schema(
         "chosen_log_odds": pa.float64(),  # log p - log(1 - p), as losses.py has it
         "rejected_log_odds": pa.float64(),
         "log_or": pa.float64(),  # log of the odds ratio: chosen_log_odds - rejected_log_odds
-        "delta": pa.float64(),  # sigmoid(-log_or): delta(d), the weight of the pair's gradient (paper, eq. 9)
+        "odds_ratio_delta": pa.float64(),  # sigmoid(-log_or): the paper's delta(d), which weighs the pair's gradient
         "is_correct": pa.bool_(),  # chosen_logp > rejected_logp
     }
 )
@@ -158,7 +158,7 @@ def _score(model: torch.nn.Module, examples: list[dict[str, Any]], collator: Pai
         "chosen_log_odds": _finite(odds[:rows]),
         "rejected_log_odds": _finite(odds[rows:]),
         "log_or": _finite(log_or),
-        "delta": _finite(torch.sigmoid(-log_or)),
+        "odds_ratio_delta": _finite(odds_ratio_delta(log_or)),
         "is_correct": [
             None if math.isnan(ratio) else better
             for ratio, better in zip(log_or.tolist(), (logps[:paired] > logps[rows:]).tolist(), strict=True)

@@ -1,6 +1,7 @@
 """Curves of runs: one small figure for each thing to look at."""
 
 import math
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -24,7 +25,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SIZE = (4.6, 3.1)
 DPI = 200
 # Points drawn of one series and markers on it, at most.
-MAX_POINTS = 300
+MAX_POINTS = 200
 MAX_MARKERS = 20
 # Longer series of training are drawn as the running mean over this share of them.
 MANY_POINTS = 80
@@ -47,10 +48,7 @@ def draw(name: str, runs: Sequence[Run]) -> Figure:
         runs: one colour and marker each; of one run alone, its curves have a colour each.
     """
     sketch = FIGURES[name]
-    entries = list(_legend(sketch, runs))
-    columns = 2 if max((len(label) for label, _ in entries), default=0) > 12 else 4
-    rows = math.ceil(len(entries) / columns)
-    figure = Figure(figsize=(SIZE[0], SIZE[1] + 0.18 * max(0, rows - 1)), layout="constrained")
+    figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot()
     for anchor in anchors(name, runs):
         _draw_anchor(axes, anchor)
@@ -60,10 +58,11 @@ def draw(name: str, runs: Sequence[Run]) -> Figure:
     for index, run in enumerate(runs):
         for number, curve in enumerate(sketch.curves):
             style = _style(curve, number if len(runs) == 1 else index)
-            drawn += _draw_curve(axes, run, curve.metric, style, index, len(runs))
+            drawn += _draw_curve(axes, run, curve.metric, style, sketch.is_smoothed, (index, len(runs)))
     if sketch.is_logarithmic and drawn and 0 < min(drawn) < max(drawn) / 100:
         axes.set_yscale("log")
-    _label(figure, axes, sketch, entries, columns)
+    _label(figure, axes, sketch)
+    _add_legend(figure, list(_legend(sketch, runs)))
     return figure
 
 
@@ -92,7 +91,10 @@ def to_bytes(figure: Figure, kind: str) -> bytes:
         warnings.filterwarnings("ignore", "Glyph .* missing")  # names in scripts that the font lacks
         metadata = {"Date": None, "Creator": None} if kind == "svg" else None
         figure.savefig(file, format=kind, dpi=DPI, metadata=metadata)
-    return file.getvalue()
+    if kind != "svg":
+        return file.getvalue()
+    # A hundredth of a point is as good as a millionth, and makes a page of half the size.
+    return re.sub(rb' d="[^"]*"', lambda path: re.sub(rb"(\.\d\d)\d+", rb"\1", path[0]), file.getvalue())
 
 
 def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -137,18 +139,22 @@ def _draw_anchor(axes: Axes, anchor: Anchor) -> None:
     axes.axhspan(anchor.low, anchor.high, color="0.5", alpha=0.16, linewidth=0, zorder=0)
     for level in {anchor.low, anchor.high}:
         axes.axhline(level, color="0.7", linewidth=1.2, zorder=0)
+    level, vertical = (anchor.high, "top") if anchor.is_named_at_top else (anchor.low, "bottom")
     axes.text(
-        0.995, anchor.high if anchor.is_named_above else anchor.low, anchor.label, transform=axes.get_yaxis_transform(),
-        ha="right", va="bottom" if anchor.is_named_above else "top", fontsize=8, color="0.3", zorder=6,
+        0.995, level, anchor.label, transform=axes.get_yaxis_transform(),
+        ha="right", va="bottom" if anchor.low == anchor.high else vertical, fontsize=8, color="0.3", zorder=6,
         path_effects=[withStroke(linewidth=2, foreground="white")],
     )  # fmt: skip
 
 
-def _draw_curve(axes: Axes, run: Run, metric: str, style: dict, index: int, count: int) -> list[float]:
-    """Draw training and held-out values of a run, the index-th of so many; returns those that are finite."""
+def _draw_curve(
+    axes: Axes, run: Run, metric: str, style: dict, is_smoothed: bool, place: tuple[int, int]
+) -> list[float]:
+    """Draw training and held-out values of a run, at a place among so many; returns those that are finite."""
+    index, count = place
     steps, values = _bounded(run.training(metric))
     evaluated, scores = _bounded(run.held_out(metric))
-    is_long = len(values) > MANY_POINTS
+    is_long = is_smoothed and len(values) > MANY_POINTS
     if is_long and count == 1:
         axes.plot(*thin(steps, values), color=style["color"], linewidth=0.5, alpha=0.3, zorder=2)
     if len(values):
@@ -156,6 +162,8 @@ def _draw_curve(axes: Axes, run: Run, metric: str, style: dict, index: int, coun
         size = len(points[0])
         if np.isfinite(scores).any():
             dots = {"marker": "." if np.isfinite(values).sum() < 3 else "", "linewidth": 1, "alpha": 0.7}
+        elif count == 1:
+            dots = {"marker": "." if size < 3 else "", "linewidth": 1.3}
         else:  # where curves lie on each other, the markers of each are seen
             dots = {"markevery": (size * index // (6 * count), math.ceil(size / 6)), "linewidth": 1.3}
         axes.plot(*points, **{**style, **dots}, zorder=3)
@@ -185,16 +193,15 @@ def _last(run: Run, curve: Curve) -> tuple[float, float, str] | None:
 
 def _legend(sketch: Sketch, runs: Sequence[Run]) -> Iterator[tuple[str, Line2D]]:
     """Labels and lines: of one run its curves, of several the runs and then the curves in grey."""
-    named = [curve for curve in sketch.curves if curve.label]
-    if len(runs) > 1 or not named:
+    if len(runs) > 1:
         for index, run in enumerate(runs):
             yield shorten(run.name), Line2D([], [], **_style(sketch.curves[0], index))
-    for index, curve in enumerate(named):
-        grey = {"color": "0.3", "marker": ""} if len(runs) > 1 else {}
-        yield curve.label, Line2D([], [], **{**_style(curve, index), **grey})
+    for index, curve in enumerate(curve for curve in sketch.curves if curve.label):
+        color = "0.3" if len(runs) > 1 else look(index)[0]
+        yield curve.label, Line2D([], [], color=color, linestyle=curve.line)
 
 
-def _label(figure: Figure, axes: Axes, sketch: Sketch, entries: list[tuple[str, Line2D]], columns: int) -> None:
+def _label(figure: Figure, axes: Axes, sketch: Sketch) -> None:
     figure.suptitle(sketch.title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     axes.set_xlabel("optimiser step", fontsize=9)
     axes.set_ylabel(sketch.unit, fontsize=9)
@@ -203,6 +210,15 @@ def _label(figure: Figure, axes: Axes, sketch: Sketch, entries: list[tuple[str, 
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.02)
+
+
+def _add_legend(figure: Figure, entries: list[tuple[str, Line2D]]) -> None:
+    """The legend below the axes, in as many columns as its labels leave room for; more lines make a taller figure."""
+    if not entries:
+        return
+    widest = 34 + 4.8 * max(len(label) for label, _ in entries)  # points
+    columns = min(4, max(1, int(SIZE[0] * 72 // widest)))
+    figure.set_figheight(SIZE[1] + 0.18 * (math.ceil(len(entries) / columns) - 1))
     legend = figure.legend(
         [handle for _, handle in entries], ["-"] * len(entries), loc="outside lower left", ncols=columns, fontsize=8.5,
         frameon=False, handlelength=2.2, columnspacing=1.2,

@@ -58,7 +58,8 @@ def _sign(index: int) -> tuple[str, str]:
 
 def _trouble(run: Run) -> Sequence[str]:
     warmup, steps = (int(number(run.record.get(key)) or 0) for key in ("warmup_steps", "max_steps"))
-    return find_trouble(run.history, _BETA if run.beta is None else run.beta, warmup, steps).values()
+    history = [log for log in run.history if number(log.get("step")) is not None]
+    return find_trouble(history, _BETA if run.beta is None else run.beta, warmup, steps).values()
 
 
 def _picture(name: str, runs: list[Run]) -> dict[str, str]:

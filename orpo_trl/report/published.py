@@ -14,12 +14,12 @@ SOURCE = (
 
 @dataclass(frozen=True)
 class Anchor:
-    """Lowest and highest value of the published runs, and what is written at which of them."""
+    """Lowest and highest value of the published runs, and what is written beside one of them."""
 
     low: float
     high: float
     label: str
-    is_named_above: bool = True
+    is_named_at_top: bool = True
 
 
 # By figure. UltraFeedback: chosen −.773 → −.728, rejected −.945 → −.998, log odds .446, accuracy .659 at the end. Mixed
@@ -27,7 +27,7 @@ class Anchor:
 ANCHORS = {
     "logps": (
         Anchor(-1.113, -0.728, "published: chosen"),
-        Anchor(-1.461, -0.945, "published: rejected", is_named_above=False),
+        Anchor(-1.461, -0.945, "published: rejected", is_named_at_top=False),
     ),
     "log_odds": (Anchor(0.446, 0.446, "published"),),
     "accuracy": (Anchor(0.630, 0.662, "published"),),

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -44,11 +44,21 @@ class Run:
 
     def training(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values in training, `[logs]` each, NaN where a value was not finite."""
-        return logs.training(self.history, metric)
+        return self._once(logs.training, metric)
 
     def held_out(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values in evaluation, `[evaluations]` each: the mean over the evaluation sets."""
-        return logs.held_out(self.history, metric)
+        return self._once(logs.held_out, metric)
+
+    def _once(self, read: Callable, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """A series, read on its first use: a long run has tens of thousands of logs."""
+        if (read, metric) not in self._series:
+            self._series[read, metric] = read(self.history, metric)
+        return self._series[read, metric]
+
+    @cached_property
+    def _series(self) -> dict[tuple[Callable, str], tuple[np.ndarray, np.ndarray]]:
+        return {}
 
     def final_metrics(self) -> dict[str, float]:
         """Metrics of the last evaluation under their logged names (`eval_loss`), those that are not finite left out."""

@@ -22,14 +22,15 @@ class Sketch:
     caption: str
     chance: float | None = None
     is_logarithmic: bool = False
+    is_smoothed: bool = True
 
 
 _PAIR = (Curve("logps/chosen", "chosen"), Curve("logps/rejected", "rejected", "--"))
 FIGURES = {
     "logps": Sketch(
         "Log-probability of the responses", "mean log p of a token (nats)", _PAIR,
-        "Both rise together where only the NLL teaches (SFT, λ = 0); with λ = 0.1 chosen rises and rejected stays "
-        "behind, with 0.5 rejected falls, and with 1.0 both fall and part fastest.",
+        "Both rise together where only the NLL teaches (SFT, λ of 0); at 0.1 chosen rises and rejected stays behind, "
+        "at 0.5 rejected falls, at 1.0 both fall and part fastest.",
     ),
     "log_odds": Sketch(
         "Log odds ratio", "log odds ratio (nats)", (Curve("log_odds_chosen"),),
@@ -66,6 +67,7 @@ FIGURES = {
     "learning_rate": Sketch(
         "Learning rate", "learning rate", (Curve("learning_rate"),),
         "What the schedule set: the warm-up, then the decay.",
+        is_smoothed=False,
     ),
     "throughput": Sketch(
         "Throughput", "tokens a second", (Curve("throughput/unique_tokens_per_second"),),

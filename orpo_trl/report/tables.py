@@ -17,7 +17,7 @@ from orpo_trl.report.text import NOTHING, duration, show
 _NAMING = {"output_dir", "run_name", "logging_dir"}
 _GROUP = re.compile(r"(sources|lengths)/(.*)/(accuracies|margins|pairs)", re.DOTALL)
 _KINDS = {"sources": "By source", "lengths": "By length of the pair, in tokens"}
-_STATISTICS = {"accuracies": "accuracy", "margins": "margin", "pairs": "pairs"}
+_STATISTICS = {"accuracies": "accuracy", "margins": "reward margin", "pairs": "pairs"}
 _HELD_OUT = {
     "loss": "loss",
     "nll_loss": "NLL (nats a token)",
@@ -119,7 +119,9 @@ def facts(run: Run) -> list[tuple[str, str]]:
         **{key: f"{time:%Y-%m-%d %H:%M:%S %Z}" for key, time in times.items() if time},
         "device": " × ".join(str(part) for part in (record.get("processes"), record.get("device")) if part),
         "model": run.model_name + (f", {parameters / 1e6:,.4g} million parameters" if parameters else ""),
+        "engine": record.get("engine"),
         "layout": record.get("layout"),
+        "resumed from step": record.get("resumed_from_step"),
         "seed": run.setting("seed"),
         "warm-up steps": run.setting("warmup_steps"),
     }
@@ -129,7 +131,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
         dataset = _mapping(dataset)
         digest = dataset.get("sha256")
         found[f"dataset {name}"] = f"{show(dataset.get('rows'))} rows" + (f", SHA-256 {digest}" if digest else "")
-    found["versions"] = ", ".join(f"{package} {version}" for package, version in versions.items())
+    packages = {"python": record.get("python"), **versions}
+    found["versions"] = ", ".join(f"{package} {version}" for package, version in packages.items() if version)
     return [(name, show(value)) for name, value in found.items() if value not in (None, "")]
 
 

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from orpo_trl import ORPOTrainer
+from orpo_trl.pairs import ROW_COLUMN, SOURCE_COLUMN
 
 
 def allow_fsdp_on_cpu() -> None:
@@ -50,6 +51,9 @@ def main(job: dict) -> None:
     tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "recipes" / "quickstart" / "model")
     dataset = Dataset.from_list(make_rows(job["rows"], job.get("nll_only_every")))
     held_out = Dataset.from_list(make_rows(job.get("eval_rows", 5), 3, seed=1))
+    if job.get("sources"):  # of the held-out rows, in turn
+        sources = [job["sources"][row % len(job["sources"])] for row in range(len(held_out))]
+        held_out = held_out.add_column(SOURCE_COLUMN, sources).add_column(ROW_COLUMN, list(range(len(held_out))))
     if job.get("shards"):  # a stream, of so many files
         dataset, held_out = (rows.to_iterable_dataset(num_shards=job["shards"]) for rows in (dataset, held_out))
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if job.get("lora") else None

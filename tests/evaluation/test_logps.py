@@ -11,7 +11,8 @@ import pytest
 import reference
 import torch
 from click.testing import CliRunner
-from datasets import Dataset
+from datasets import Dataset, Features, Value
+from datasets import List as ListOf
 from helpers import REPOSITORY, make_rows, settings, tiny_model
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -29,7 +30,11 @@ from orpo_trl.pairs import PairRules, prepare_pairs
 
 LAYOUTS = ("shared_prefix", "padded")
 QUICKSTART = REPOSITORY / "recipes" / "quickstart"
-REJECTED = [name for name in RECORD.names if name.startswith("rejected_")] + ["log_or", "delta", "is_correct"]
+REJECTED = [name for name in RECORD.names if name.startswith("rejected_")] + [
+    "log_or",
+    "odds_ratio_delta",
+    "is_correct",
+]
 
 
 def expected(model, pair: dict) -> dict:
@@ -48,10 +53,17 @@ def expected(model, pair: dict) -> dict:
     if len(odds) == 2:
         record |= {
             "log_or": math.log(odds["chosen"] / odds["rejected"]),
-            "delta": 1 / (1 + odds["chosen"] / odds["rejected"]),
+            "odds_ratio_delta": 1 / (1 + odds["chosen"] / odds["rejected"]),
             "is_correct": record["chosen_logp"] > record["rejected_logp"],
         }
     return {name: record[name] for name in RECORD.names}
+
+
+def assert_close(record: dict, other: dict) -> None:
+    assert list(record) == list(other)
+    for name, value in record.items():
+        wanted = pytest.approx(other[name], rel=1e-5, abs=1e-5) if isinstance(other[name], float) else other[name]
+        assert value == wanted, name
 
 
 @torch.no_grad()
@@ -63,11 +75,12 @@ def assert_scores(records: list[dict], model, pairs: Dataset) -> None:
         truth = expected(model, pair)
         if truth["log_or"] is not None and abs(truth["log_or"]) < 1e-5:
             record = {**record, "is_correct": truth["is_correct"]}  # a tie up to rounding
-        assert record == pytest.approx(truth, rel=1e-5, abs=1e-5)
+        assert_close(record, truth)
 
 
 def id_pairs(rows: list[tuple]) -> Dataset:
     """Prepared pairs of (prompt, chosen, rejected or None) token ids."""
+    ids = {name: ListOf(Value("int32")) for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
     return Dataset.from_dict(
         {
             "prompt_ids": [row[0] for row in rows],
@@ -75,7 +88,8 @@ def id_pairs(rows: list[tuple]) -> Dataset:
             "rejected_ids": [row[2] for row in rows],
             "orpo_source": ["rows"] * len(rows),
             "orpo_row": list(range(len(rows))),
-        }
+        },
+        features=Features({**ids, "orpo_source": Value("string"), "orpo_row": Value("int64")}),
     )
 
 
@@ -92,13 +106,13 @@ def two_models(model_type: str, layout: str):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("model_type", ["mistral", "gemma2", "gpt2", "gpt_oss"])
+@pytest.mark.parametrize("model_type", ["mistral", "gemma2", "gpt2"])
 def test_scores_equal_plain_forward_passes(model_type, layout):
     model, truth = two_models(model_type, layout)
     ids = st.lists(st.integers(3, 98), min_size=1, max_size=12)
 
-    @hypothesis_settings(max_examples=15)
-    @given(st.lists(st.tuples(ids, ids, st.none() | ids), min_size=1, max_size=6), st.integers(1, 120))
+    @hypothesis_settings(max_examples=12 if model_type == "mistral" else 4)
+    @given(st.lists(st.tuples(ids, ids, st.none() | ids), min_size=1, max_size=4), st.integers(1, 120))
     def check(rows, max_tokens):
         pairs = id_pairs(rows)
         assert_scores(score_pairs(model, pairs, PairCollator(0, layout=layout), max_tokens), truth, pairs)
@@ -117,12 +131,12 @@ def test_scores_do_not_depend_on_order_and_passes(layout, tokenizer):
     prepare_model(model, layout)
     collator = PairCollator(3, layout=layout)
     whole = score_pairs(model, pairs, collator, max_tokens=100_000)
-    for max_tokens in (1, 150, 400):
+    for max_tokens in (1, 300):
         for rows in (range(len(pairs)), reversed(range(len(pairs)))):
             shuffled = pairs.select(rows)
             for record, pair in zip(score_pairs(model, shuffled, collator, max_tokens), shuffled, strict=True):
                 other = next(other for other in whole if other["row"] == pair["orpo_row"])
-                assert record == pytest.approx(other, rel=1e-5, abs=1e-5)
+                assert_close(record, other)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -132,9 +146,9 @@ def test_a_pass_has_no_more_tokens_than_asked_and_the_longest_rows_come_first(la
     prepare_model(model, layout)
     seen, forward = [], model.forward
     model.forward = lambda input_ids, **kwargs: seen.append(input_ids.shape) or forward(input_ids, **kwargs)
-    score_pairs(model, pairs, PairCollator(3, layout=layout), max_tokens=200)
-    assert all(rows * tokens <= 200 for rows, tokens in seen)
-    assert sum(rows * tokens for rows, tokens in seen) > 0.7 * 200 * (len(seen) - 1)
+    score_pairs(model, pairs, PairCollator(3, layout=layout), max_tokens=400)
+    assert all(rows * tokens <= 400 for rows, tokens in seen)
+    assert sum(rows * tokens for rows, tokens in seen) > 0.7 * 400 * (len(seen) - 1)
     if layout == "padded":
         widths = [tokens for _, tokens in seen]
         assert widths == sorted(widths, reverse=True)
@@ -163,18 +177,17 @@ def test_bfloat16_weights_give_float32_log_probabilities(tokenizer):
             assert record["chosen_logp_sum"] * 32 % 1
 
 
-def test_scores_that_are_not_finite_are_null(tokenizer, tmp_path):
-    pairs = prepared(tokenizer, 3, nll_only_every=3)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_scores_that_are_not_finite_are_null_and_leave_other_rows_alone(layout):
+    pairs = id_pairs([([5], [6], [7, 8]), ([5], [6], [9, 8]), ([5], [9, 8], None), ([5], [8], None)])
     model = tiny_model()
-    broken = pairs[1]["rejected_ids"][0]
-    model.model.embed_tokens.weight.data[broken] = math.nan
-    prepare_model(model, "padded")
-    records = score_pairs(model, pairs, PairCollator(3))
-    has_token = [broken in (*pair["prompt_ids"], *pair["chosen_ids"], *(pair["rejected_ids"] or ())) for pair in pairs]
-    assert has_token[1]
-    assert [None in (r["chosen_logp"], r["rejected_logp"] or not r["rejected_tokens"]) for r in records] == has_token
-    assert records[1]["is_correct"] is None
-    assert f"left out of the means: {sum(has_token)} rows" in run_logps.summary(records)
+    model.model.embed_tokens.weight.data[9] = math.nan
+    prepare_model(model, layout)
+    records = score_pairs(model, pairs, PairCollator(3, layout=layout))
+    assert [record["chosen_logp"] is None for record in records] == [False, False, True, False]
+    assert [record["rejected_logp"] is None for record in records] == [False, True, True, True]
+    assert [record["is_correct"] is None for record in records] == [False, True, True, True]
+    assert "left out of the means: 2 rows" in run_logps.summary(records)
     assert "NaN" not in "".join(run_logps.json_lines(records))
 
 
@@ -194,7 +207,7 @@ def test_means_are_the_metrics_of_the_trainer(tokenizer, tmp_path):
     }.items():
         mean = sum(record[column] for record in pairs) / len(pairs)
         assert mean == pytest.approx(metrics[f"eval_{metric}"], rel=1e-5, abs=1e-6)
-    assert sum(math.log1p(-r["delta"]) for r in pairs) / len(pairs) == pytest.approx(
+    assert sum(math.log1p(-r["odds_ratio_delta"]) for r in pairs) / len(pairs) == pytest.approx(
         metrics["eval_log_odds_ratio"], rel=1e-5
     )
 
@@ -205,7 +218,9 @@ def test_means_are_the_metrics_of_the_trainer(tokenizer, tmp_path):
 def test_model_that_cannot_read_packed_rows_is_padded(caplog):
     model = tiny_of_type("bloom")
     truth = tiny_of_type("bloom").double().eval()
-    with pytest.raises(ValueError, match="not known to read packed rows exactly. Set `pair_layout` to padded or auto"):
+    with pytest.raises(
+        ValueError, match=r"not known to read packed rows exactly\. Set `pair_layout` to padded or auto"
+    ):
         prepare_model(model, "shared_prefix")
     assert prepare_model(model, "auto") == "padded"
     assert "Pairs are padded" in caplog.text

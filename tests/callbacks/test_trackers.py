@@ -1,0 +1,143 @@
+"""wandb offline and TensorBoard, read back from their files."""
+
+import json
+import math
+import os
+
+import pytest
+import wandb
+import yaml
+from helpers import make_dataset, settings, tiny_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb_file import read_offline_run
+
+from orpo_trl import ORPOTrainer
+
+SECRETS = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "HF_TOKEN": "hf_abcdefghijklmnop"}
+USER = "carolinemiller"
+OPTIONS = {
+    "max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2,
+    "generate_during_eval": True, "report_to": ["wandb", "tensorboard"], "wandb_mode": "offline", "project": "animals",
+    "run_name": "first", "run_group": "pets", "run_tags": ["cat", "dog"],
+}  # fmt: skip
+SINGLE_VALUES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A user with a name, a home, a token and a key."""
+    home = tmp_path / "home" / USER
+    home.mkdir(parents=True)
+    values = {"HOME": str(home), "USER": USER, "LOGNAME": USER, "WANDB_DIR": str(tmp_path), **SECRETS}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
+    wandb.teardown()
+    yield home
+    wandb.finish()
+    wandb.teardown()
+    os.environ.pop("WANDB_DATA_DIR", None)
+
+
+def run(tokenizer, folder, resume=None, **kwargs) -> ORPOTrainer:
+    trainer = ORPOTrainer(
+        tiny_model(), settings(folder, **{**OPTIONS, **kwargs}), train_dataset=make_dataset(12),
+        eval_dataset=make_dataset(3, seed=1), processing_class=tokenizer,
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=resume)
+    wandb.finish()
+    return trainer
+
+
+def rewritten(log: dict) -> dict:
+    """The names that transformers' integrations give: eval/…, train/…."""
+    return {f"eval/{k[5:]}" if k.startswith("eval_") else f"train/{k}": v for k, v in log.items() if k != "step"}
+
+
+def test_wandb_and_tensorboard_hold_every_metric_and_a_run_that_resumes_goes_on(tokenizer, tmp_path, home):
+    output = tmp_path / "out"
+    trainer = run(tokenizer, output)
+    history = trainer.state.log_history
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    found = read_offline_run(folder)
+    about = found["run"]
+    assert {name: about[name] for name in ("name", "group", "tags", "project")} == {
+        "name": "first", "group": "pets", "tags": ["cat", "dog"], "project": "animals"
+    }  # fmt: skip
+    for log in history:
+        expected = {k: v for k, v in rewritten(log).items() if k.removeprefix("train/") not in SINGLE_VALUES}
+        assert any(
+            entry.get("train/global_step") == log["step"] and expected.items() <= entry.items() for entry in found["history"]
+        ), log
+    assert found["config"]["recipe"] == yaml.safe_load((output / "recipe.yaml").read_text())
+    assert (found["config"]["beta"], found["config"]["hidden_size"]) == (0.1, 32)
+
+    samples = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+    tables = [json.loads(path.read_text()) for path in folder.rglob("*.table.json")]
+    assert len(samples) == 2 * 3
+    assert sorted([list(sample.values()) for sample in samples]) == sorted(row for t in tables for row in t["data"])
+    assert {tuple(table["columns"]) for table in tables} == {tuple(samples[0])}
+
+    (events,) = (output / "runs").iterdir()
+    check_scalars(events, history)
+
+    again = run(tokenizer, output, resume=str(output / "checkpoint-2"))
+    other = next(path for path in tmp_path.glob("wandb/offline-run-*") if path != folder)
+    resumed = read_offline_run(other)
+    assert resumed["run"] == found["run"]
+    steps = {entry["train/global_step"] for entry in resumed["history"]}
+    assert steps == {3, 4}
+    assert list((output / "runs").iterdir()) == [events]
+    check_scalars(events, again.state.log_history)
+
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and home not in path.parents:
+            for secret in (*SECRETS.values(), USER):
+                assert secret.encode() not in path.read_bytes(), path
+
+
+def check_scalars(events, history: list[dict]) -> None:
+    """TensorBoard keeps a step's last value; it counts in fp32."""
+    accumulator = EventAccumulator(str(events)).Reload()
+    for log in history:
+        for name, value in rewritten(log).items():
+            values = {event.step: event.value for event in accumulator.Scalars(name)}
+            assert values[log["step"]] == pytest.approx(value, rel=1e-6, abs=1e-7), name
+    assert "beta" in accumulator.Tensors("args/text_summary")[0].tensor_proto.string_val[0].decode()
+
+
+def test_new_run_is_a_new_wandb_run(tokenizer, tmp_path, home):
+    for _ in range(2):
+        run(tokenizer, tmp_path / "out", max_steps=1, report_to=["wandb"], save_strategy="no", eval_strategy="no")
+    ids = [read_offline_run(folder)["run"]["id"] for folder in tmp_path.glob("wandb/offline-run-*")]
+    assert len(set(ids)) == 2
+
+
+def test_wandb_that_is_disabled_writes_nothing(tokenizer, tmp_path, home):
+    trainer = run(tokenizer, tmp_path / "out", wandb_mode="disabled", max_steps=2)
+    assert not (tmp_path / "wandb").exists()
+    assert math.isfinite(trainer.state.log_history[0]["loss"])
+    assert (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+def test_run_is_named_after_its_folder_unless_it_has_a_name(tmp_path):
+    assert settings(tmp_path / "pets").run_name == "pets"
+    assert settings(tmp_path / "pets", run_name="mine").run_name == "mine"
+
+
+def test_trackio(tokenizer, tmp_path, monkeypatch):
+    """Local, without a Space; read back through trackio's own API."""
+    trackio = pytest.importorskip("trackio")
+    from trackio import sqlite_storage
+
+    monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "trackio")
+    monkeypatch.setattr(sqlite_storage, "TRACKIO_DIR", tmp_path / "trackio")
+    trainer = ORPOTrainer(
+        tiny_model(), settings(tmp_path / "out", max_steps=2, report_to=["trackio"], project="animals", run_name="t"),
+        train_dataset=make_dataset(8), processing_class=tokenizer,
+    )  # fmt: skip
+    trainer.train()
+    logs = sqlite_storage.SQLiteStorage.get_logs("animals", "t")
+    assert trackio
+    losses = [log["train/loss"] for log in logs if "train/loss" in log]
+    assert losses == [log["loss"] for log in trainer.state.log_history if "loss" in log]

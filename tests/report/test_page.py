@@ -1,0 +1,192 @@
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from run_folders import MISTRAL, Page, history, metrics, sample
+
+from orpo_trl.pairs.report import LengthStats, PreparationReport, SourceReport
+from orpo_trl.report.page import render
+from orpo_trl.report.run import Run
+from orpo_trl.report.tables import differences, groups, summary
+
+EVIL = "</pre></div><script>alert('x')</script><img src=https://e.vil/x onerror=\"a()\"> & **bold** {{ 7*7 }} \n\n end"
+REPORT = PreparationReport(
+    "train", {"data": SourceReport(9, 8, 0, {"empty": 1}, {"empty": [4]})}, {"prompt": LengthStats(3, 3, 5, 6, 24)}
+)
+RECORD = {
+    "started": "2025-03-01T10:00:00+00:00", "finished": "2025-03-01T11:22:04+00:00", "seed": 42, "beta": 0.1,
+    "max_steps": 100, "warmup_steps": 0, "processes": 4, "device": "NVIDIA H100 80GB HBM3", "layout": "shared_prefix",
+    "model": {"name": "base", "parameters": 7_241_732_096}, "versions": {"torch": "2.13.0"},
+    "git": {"revision": "abc123", "changed": True}, "datasets": {"train": {"rows": 9, "sha256": "fff"}},
+}  # fmt: skip
+
+
+def make_run(name="run", logs=None, **kwargs):
+    return Run(Path("runs") / name, name, history() if logs is None else logs, **kwargs)
+
+
+def full_run(name="run", text="text"):
+    grouped = {f"eval_{kind}/{text}/accuracies": 0.5 for kind in ("sources", "lengths")}
+    return make_run(
+        name,
+        [*history(), {"step": 6, **grouped}],
+        recipe={"model_name_or_path": text, text: text, "beta": 0.5 if name == "run" else 1},
+        recipe_text=f"# {text}",
+        record={**RECORD, "device": text, "versions": {text: text}, "git": {"revision": text}},
+        preparation={text: replace(REPORT, name=text).to_dict(), "other": {"of": "another version"}},
+        samples=[
+            sample(step, dataset=text, prompt=text, completion=text, chosen=text, rejected=text) for step in (3, 6)
+        ],
+    )
+
+
+def test_page_holds_summary_curves_samples_and_how_it_was_made():
+    page = Page(render([full_run()]))
+    rows = page.rows()
+    assert rows["λ (beta)"] == ["0.1"]
+    assert rows["optimiser steps"] == ["6 of 100"]
+    assert rows["log p chosen (nats a token)"] == ["−0.9940"]
+    assert rows["margin of log p (nats a token)"] == ["0.2060"]
+    assert rows["accuracy"] == ["0.6250"]
+    assert rows["time"] == ["1 h 22 min"]
+    assert rows["peak memory (GiB)"] == ["3.5"]
+    images = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert len(images) == 9
+    assert all(image["alt"] and image["src"].startswith("data:image/svg+xml;base64,") for image in images)
+    assert "9 rows read, 8 kept" in page.text
+    assert "abc123" not in page.text
+    assert "9 rows, SHA-256 fff" in page.text
+
+
+def test_facts_name_device_model_and_uncommitted_changes():
+    text = Page(render([make_run(record=RECORD)])).text
+    for part in ("4 × NVIDIA H100 80GB HBM3", "base, 7,242 million parameters", "abc123, with uncommitted changes"):
+        assert part in text
+
+
+@pytest.mark.parametrize("names", [("run",), ("run", "other")])
+def test_nothing_that_a_run_says_becomes_part_of_the_page(names):
+    plain = Page(render([full_run(name, "text") for name in names]))
+    evil = Page(render([full_run(name, EVIL) for name in names]))
+    assert evil.skeleton == plain.skeleton
+    assert evil.of("text") == [text.replace("text", EVIL) for text in plain.of("text")]
+    assert evil.text.count("7*7") == evil.text.count(EVIL)
+
+
+@settings(max_examples=25)
+@given(st.text(max_size=60))
+def test_any_text_is_shown_as_it_stands(text):
+    page = Page(render([make_run(f"run {text}", [{"step": 3}], samples=[sample(completion=text, prompt=text + "?")])]))
+    assert page.of("text")[:2] == [text + "?", text]
+    assert f"run {text}" in page.of("bdi")
+    assert page.skeleton == Page(render([make_run(logs=[{"step": 3}], samples=[sample()])])).skeleton
+
+
+def test_page_loads_nothing_and_runs_nothing():
+    page = Page(render([full_run("run", EVIL), full_run("other", EVIL)]))
+    assert not {tag for tag, _ in page.elements} & {"script", "iframe", "object", "embed", "base", "form", "video"}
+    for tag, attributes in page.elements:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href", "srcset", "data", "action"):
+            assert re.match(r"#|data:", attributes.get(name, "#")), (tag, attributes)
+    style = "".join(page.of("style")) + "".join(attributes.get("style", "") for _, attributes in page.elements)
+    assert "url(" not in style
+    assert "@import" not in style
+    (policy,) = [attributes["content"] for tag, attributes in page.elements if "http-equiv" in attributes]
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline';")
+
+
+def test_trouble_is_told_in_words():
+    logs = history()
+    logs[0]["loss"] = None
+    page = Page(render([make_run("good"), make_run("bad", logs)]))
+    assert [text for text in page.of("li") if "not finite" in text]
+    (good,) = [Page(render([make_run()]))]
+    assert "The metrics tell of none." in good.text
+
+
+def test_recipes_are_compared_by_what_differs():
+    first = make_run("a", recipe={"beta": 0.1, "seed": 1, "output_dir": "x", "datasets": [{"path": "p"}]})
+    second = make_run("b", recipe={"beta": 0.5, "seed": 1, "output_dir": "y", "bf16": True})
+    without = make_run("c")
+    table = differences([first, second, without])
+    assert table.runs == ["a", "b"]
+    assert table.rows == [("beta", ["0.1", "0.5"]), ("datasets", ['[{"path": "p"}]', "–"]), ("bf16", ["–", "true"])]
+    assert "Fewer than two of the runs have a recipe." in Page(render([first, without])).text
+
+
+def test_groups_are_tables_of_the_last_evaluation_with_lengths_in_order():
+    values = {"eval_lengths/129-256/accuracies": 0.5, "eval_lengths/1-128/accuracies": 0.25}
+    values |= {"eval_lengths/129-256/pairs": 1200.0, "eval_sources/a/b/margins": 0.125}
+    logs = [{"step": 1, **dict.fromkeys(values, 0.0)}, {"step": 2, **values}]
+    sources, lengths = groups([make_run(logs=logs), make_run("empty", [])])
+    assert (sources.columns, sources.rows) == (("reward margin",), [("a/b", ["0.1250", "–"])])
+    assert lengths.columns == ("accuracy", "pairs")
+    assert lengths.rows == [("1-128", ["0.2500", "–", "–", "–"]), ("129-256", ["0.5000", "1,200", "–", "–"])]
+
+
+def test_groups_of_several_evaluation_sets_have_a_table_each():
+    logs = [
+        {"step": 1, f"eval_{label}_logps/chosen": -1.0, f"eval_{label}_sources/s/accuracies": 0.5} for label in "ab"
+    ]
+    assert [table.title for table in groups([make_run(logs=logs)])] == ["By source: a", "By source: b"]
+    page = Page(render([make_run(logs=logs)]))
+    assert "the mean over the evaluation sets" in page.text
+
+
+def test_summary_leaves_out_what_no_run_has():
+    (settings_table,) = summary([make_run(logs=[])])
+    assert [name for name, _ in settings_table.rows] == ["optimiser steps"]
+    tables = summary([make_run(logs=[]), make_run(logs=[{"step": 1, **metrics(1, prefix="eval_")}])])
+    assert [table.title for table in tables] == ["Settings", "Held out, last evaluation"]
+    assert dict(tables[1].rows)["accuracy"] == ["–", "0.6250"]
+
+
+def test_answers_of_all_runs_stand_beside_one_prompt_and_earlier_steps_are_folded():
+    runs = [make_run(name, samples=[sample(3, completion=f"{name} early"), sample(6, completion=f"{name} late")])
+            for name in ("a", "b")]  # fmt: skip
+    page = Page(render(runs))
+    assert page.of("text")[:5] == ["a prompt", "good", "bad", "a late", "b late"]
+    assert [tag for tag, attributes in page.elements if attributes.get("class") == "earlier"] == ["details"] * 2
+    assert page.of("text").count("a early") == 1
+
+
+def test_very_long_answers_are_cut_and_many_evaluations_thinned():
+    samples = [sample(step, completion=str(step)) for step in range(100)] + [sample(100, completion="x" * 50_000)]
+    page = Page(render([make_run(logs=[], samples=samples)]))
+    assert page.of("text")[1].endswith("x… (40,000 more characters)")
+    shown = [int(text) for text in page.of("text") if text.isdigit()]
+    assert len(shown) == 8
+    assert (shown[0], shown[-1]) == (99, 0)
+
+
+@pytest.mark.parametrize(
+    "logs", [[], [{}], [{"step": 1, "loss": 2.5}], [{"step": None, "loss": None}], [{"step": 1, "eval_loss": None}]]
+)
+def test_hardly_any_logs_make_a_page(logs):
+    page = Page(render([make_run(logs=logs)]))
+    images = [attributes["alt"] for tag, attributes in page.elements if tag == "img"]
+    assert bool(images) == (logs == [{"step": 1, "loss": 2.5}])
+    assert ("Nothing has been logged yet." in page.text) != bool(images)
+
+
+def test_incomplete_records_make_a_page():
+    record = {"model": None, "git": None, "versions": [], "datasets": {"train": None}, "started": 3, "finished": None}
+    text = Page(render([make_run(record={**record, "beta": "x", "max_steps": "y"}, samples=[{"step": None}])])).text
+    assert "– rows" in text
+
+
+def test_published_runs_are_named_where_they_are_drawn():
+    assert "batch 64" in Page(render([make_run(recipe={"model_name_or_path": MISTRAL})])).text
+    assert "batch 64" not in Page(render([make_run(recipe={"model_name_or_path": "gpt2"})])).text
+
+
+def test_long_runs_make_a_small_page():
+    assert len(render([make_run(logs=history(20_000)), make_run("b", history(20_000))])) < 1_000_000
+
+
+def test_preparation_report_survives_its_dictionary():
+    assert PreparationReport.from_dict(REPORT.to_dict()) == REPORT
