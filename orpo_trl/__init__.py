@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from orpo_trl.config import ORPOConfig as ORPOConfig
-    from orpo_trl.pairs import prepare_pairs as prepare_pairs
+    from orpo_trl.pairs.prepare import prepare_pairs as prepare_pairs
     from orpo_trl.trainer import ORPOTrainer as ORPOTrainer
 
 __version__ = version("orpo-trl")
@@ -15,7 +15,7 @@ __version__ = version("orpo-trl")
 _EXPORTS = {
     "ORPOConfig": "orpo_trl.config",
     "ORPOTrainer": "orpo_trl.trainer",
-    "prepare_pairs": "orpo_trl.pairs",
+    "prepare_pairs": "orpo_trl.pairs.prepare",
 }
 __all__ = ["ORPOConfig", "ORPOTrainer", "prepare_pairs"]
 

@@ -62,6 +62,28 @@ def why_not_exact(model: nn.Module) -> str | None:
     return None
 
 
+def choose_layout(model: nn.Module, wanted: str) -> tuple[str, str | None]:
+    """The layout of a model's batches; for 'shared_prefix' its attention is then ready.
+
+    Args:
+        model: a causal language model, or a PEFT model around one; its config is changed.
+        wanted: 'auto', 'shared_prefix' or 'padded' (`ORPOConfig.pair_layout`).
+
+    Returns:
+        'shared_prefix' or 'padded', and a sentence that says why 'auto' pads.
+
+    Raises:
+        ValueError: where 'shared_prefix' is wanted and is not exact for the model.
+    """
+    reason = why_not_exact(model)
+    if wanted == "shared_prefix" and reason:
+        raise ValueError(f"`pair_layout: shared_prefix`: {reason}. Set `pair_layout: padded` or `auto`.")
+    if wanted == "padded" or reason:
+        return "padded", f"Pairs are padded, and each prompt runs twice: {reason}." if wanted == "auto" else None
+    enable_packed_rows(model)
+    return "shared_prefix", None
+
+
 def enable_packed_rows(model: nn.Module) -> None:
     """Let the model's attention layers read packed rows in a call that brings `segments`.
 

@@ -273,6 +273,21 @@ def nll_sum(token_logps: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
     return -(token_logps * weights).sum()
 
 
+def response_sums(token_logps: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+    """Sum of the token log-probabilities of each response, in the order of the batch's `completion_lengths`.
+
+    Args:
+        token_logps: `[rows, seq]`, log-probability of each of `shift_labels`.
+        batch: from `PairCollator`.
+
+    Returns:
+        `[completions]`, of the dtype of `token_logps`.
+    """
+    # One slot more than there are responses takes the tokens that belong to none.
+    sums = token_logps.new_zeros(len(batch["completion_lengths"]) + 1)
+    return sums.index_add(0, batch["completion_index"].flatten(), token_logps.flatten())[:-1]
+
+
 def pair_logps(token_logps: torch.Tensor, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean token log-probability of both responses of each pair (log p of losses.py).
 
@@ -283,10 +298,6 @@ def pair_logps(token_logps: torch.Tensor, batch: dict[str, Any]) -> tuple[torch.
     Returns:
         `[pairs]` chosen and `[pairs]` rejected, fp32.
     """
-    lengths = batch["completion_lengths"]
-    # One slot more than there are responses takes the tokens that belong to none.
-    sums = token_logps.new_zeros(len(lengths) + 1)
-    sums = sums.index_add(0, batch["completion_index"].flatten(), token_logps.flatten())[:-1]
-    means = sums / lengths
+    means = response_sums(token_logps, batch) / batch["completion_lengths"]
     pairs = batch["num_pairs"]
-    return means[:pairs], means[len(lengths) - pairs :]
+    return means[:pairs], means[len(means) - pairs :]

@@ -26,7 +26,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id
 
-from orpo_trl.attention import enable_packed_rows, reading_packed_row, why_not_exact
+from orpo_trl.attention import choose_layout, reading_packed_row
 from orpo_trl.batch import COUNTS, MODEL_INPUTS, PairCollator, TokenBudget, micro_batches, nll_sum, pair_logps
 from orpo_trl.callbacks.record import RunRecord, settings_as_recipe
 from orpo_trl.callbacks.samples import SampleCompletions
@@ -38,7 +38,9 @@ from orpo_trl.losses import log_odds_ratio, odds_ratio_delta, odds_ratio_loss
 from orpo_trl.metrics import MetricSums, PairGroups
 from orpo_trl.model import disable_dropout, shrink_head_tiles
 from orpo_trl.model_card import complete_card
-from orpo_trl.pairs import PAIR_COLUMNS, PairRules, PreparationReport, column_names, longest_rows, prepare_pairs
+from orpo_trl.pairs.prepare import PAIR_COLUMNS, column_names, longest_rows, prepare_pairs
+from orpo_trl.pairs.report import PreparationReport
+from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.sampling import GlobalBatchSampler, StreamedBatches
 from orpo_trl.throughput import Throughput
 
@@ -156,7 +158,9 @@ class ORPOTrainer(SFTTrainer):
                 len(self._tokenizer), vocabulary,
             )  # fmt: skip
         wanted = args.pair_layout if data_collator is None else getattr(data_collator, "layout", "padded")
-        self.layout = self._choose_layout(wanted)
+        self.layout, reason = choose_layout(self.model, wanted)
+        if reason and self.is_world_process_zero():
+            logger.warning(reason)
         if data_collator is None:
             # SFTTrainer has settled the pad token while making its own collator, which is for texts.
             padding = self._tokenizer.pad_token_id if args.padding_value is None else args.padding_value
@@ -196,18 +200,6 @@ class ORPOTrainer(SFTTrainer):
         if self.args.generate_during_eval:
             self.add_callback(SampleCompletions(self))
         self.add_callback(TroubleWarnings())
-
-    def _choose_layout(self, wanted: str) -> str:
-        """'padded' or 'shared_prefix', for which the model's attention is then ready."""
-        reason = why_not_exact(self.model)
-        if wanted == "shared_prefix" and reason:
-            raise ValueError(f"`pair_layout: shared_prefix`: {reason}. Set `pair_layout: padded` or `auto`.")
-        if wanted == "padded" or reason:
-            if wanted == "auto" and self.is_world_process_zero():
-                logger.warning("Pairs are padded, and each prompt runs twice: %s.", reason)
-            return "padded"
-        enable_packed_rows(self.model)
-        return "shared_prefix"
 
     @property
     def _is_padded(self) -> bool:

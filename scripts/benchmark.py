@@ -44,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     if options.measure:
         job = json.loads(options.measure.read_text())
-        result = measure_steps(job) if "side" in job else measure_preparation(job)
+        measure = {"steps": measure_steps, "logging": measure_logging, "preparation": measure_preparation}
+        result = measure[job["what"]](job)
         Path(job["result"]).write_text(json.dumps(result))
         return 0
     console = Console()
@@ -66,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
             },
         },
         "steps": [],
+        "logging": [],
         "preparation": {},
     }
 
@@ -74,20 +76,26 @@ def main(arguments: list[str] | None = None) -> int:
             options.json.write_text(json.dumps(report, indent=2) + "\n")
 
     with Progress(console=console) as progress:
-        task = progress.add_task("", total=len(plan) * options.rounds * len(sides) + 2)
+        task = progress.add_task("", total=len(plan) * (options.rounds * len(sides) + 1) + 2)
         for batch, rounds in plan.items():
             runs = {side: [] for side in sides}
             for pairs in rounds:
                 for side in sides:
                     progress.update(task, description=f"{SIDES[side]}, {batch} pairs a step")
-                    runs[side].append(run_measurement({**job_of(options), "batch_size": batch, "side": side}, pairs))
+                    job = {**job_of(options), "what": "steps", "batch_size": batch, "side": side}
+                    runs[side].append(run_measurement(job, pairs))
                     progress.advance(task)
             report["steps"].append(summary(batch, runs))
+            progress.update(task, description=f"Logging, {batch} pairs a step")
+            job = {**job_of(options), "what": "logging", "batch_size": batch, "steps": options.logging_steps}
+            report["logging"].append({"batch_size": batch, **run_measurement(job, rounds[0])})
+            progress.advance(task)
             save()
         for threads in ("one thread", "all threads"):
             progress.update(task, description=f"Preparation, {threads}")
             environment = {"RAYON_NUM_THREADS": "1"} if threads == "one thread" else {}
-            report["preparation"][threads] = run_measurement(job_of(options), rows, environment)
+            job = {**job_of(options), "what": "preparation"}
+            report["preparation"][threads] = run_measurement(job, rows, environment)
             progress.advance(task)
             save()
     show(report, console)
@@ -119,6 +127,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--optim", default="adamw_torch_fused", help="of TrainingArguments; `sgd` has no states (default: %(default)s)"
     )
+    parser.add_argument(
+        "--logging-steps", type=int, default=20, metavar="STEPS",
+        help="timed with all metrics, and as many without (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations, on every side")
     parser.add_argument("--without", nargs="+", choices=SIDES, default=[], metavar="SIDE", help=", ".join(SIDES))
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the results here, after each batch size")
@@ -130,7 +142,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--data and --tokenizer are required")
     if not options.data.is_file():
         parser.error(f"--data: the file {options.data} does not exist")
-    for name in ("batch_size", "max_length", "pairs", "rounds", "warmup", "rows"):
+    for name in ("batch_size", "max_length", "pairs", "rounds", "warmup", "rows", "logging_steps"):
         value = getattr(options, name)
         if min(value if isinstance(value, list) else [value]) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
@@ -318,6 +330,54 @@ def measure_steps(job: dict) -> dict:
     }
 
 
+def measure_logging(job: dict) -> dict:
+    """Seconds of steps on the same rows, by turns with all metrics, logged at every step, and with none.
+
+    With none, the LM head computes log-probabilities alone, nothing is summed, and nothing is logged. A step's log
+    comes after its end, and counts with the step that follows.
+    """
+    from transformers import TrainerCallback
+    from trl.trainer.utils import add_fused_lm_head
+
+    seconds: dict[str, list[float]] = {"all metrics": [], "no metrics": []}
+
+    class Turns(TrainerCallback):
+        def __init__(self):
+            self.steps, self.end, self.is_logged = 0, 0.0, True
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            now = time.perf_counter()
+            if self.steps > job["warmup"]:
+                seconds["all metrics" if self.is_logged else "no metrics"].append(now - self.end)
+            self.steps, self.end = self.steps + 1, now
+            self.is_logged = control.should_log = not self.is_logged
+            model.forward = full if self.is_logged else bare
+            trainer._add_metrics = add_metrics if self.is_logged else lambda *args: None
+
+    rows = job["rows"][: job["batch_size"]]
+    tokenizer = load_tokenizer(job["tokenizer"])
+    model = make_model(job["model_size"], len(tokenizer))
+    plain = model.forward
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(
+            "shared_prefix", rows, tokenizer, model, folder, max_length=job["max_length"],
+            max_steps=2 * job["steps"] + job["warmup"] + 1, per_device_train_batch_size=job["batch_size"],
+            optim=job["optim"], gradient_checkpointing=job["gradient_checkpointing"],
+        )  # fmt: skip
+        full, add_metrics = model.forward, trainer._add_metrics
+        model.forward = plain
+        add_fused_lm_head(model)
+        bare = model.forward
+        model.forward = full
+        trainer.add_callback(Turns())
+        trainer.train()
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    overhead = 100 * (medians["all metrics"] / medians["no metrics"] - 1)
+    return {"seconds": seconds, "median_seconds": medians, "overhead_percent": overhead}
+
+
 def estimate_peak(trainer, rows: list[dict], steps: list[dict[str, int]], batch: int) -> int:
     """What `orpo-trl check` says of the peak, in bytes; on a GPU without what torch does not allocate itself."""
     from orpo_trl.config import ModelArguments
@@ -438,6 +498,16 @@ def show(report: dict, console: Console) -> None:
                 f"{step['batch_size']} pairs a step: {step['timed_pairs']} pairs timed; TRL's padded tokens / unique "
                 f"tokens, the bound on the speed-up that counting tokens gives: {step['bound']:.2f}"
             )
+    for found in report["logging"]:
+        batch = found["batch_size"]
+        if "error" in found:
+            console.print(f"Logging, {batch} pairs a step: {found['error']}")
+            continue
+        logged, bare = (1e3 * found["median_seconds"][name] for name in ("all metrics", "no metrics"))
+        console.print(
+            f"Logging, {batch} pairs a step: {logged:.1f} ms with all metrics at every step, {bare:.1f} ms with none "
+            f"({found['overhead_percent']:+.2f} %)"
+        )
     for threads, found in report["preparation"].items():
         if "error" in found:
             console.print(f"Preparation, {threads}: {found['error']}")

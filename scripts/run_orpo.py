@@ -22,7 +22,8 @@ from orpo_trl import ORPOTrainer
 from orpo_trl.callbacks.trackers import finish_wandb
 from orpo_trl.engine import start_deepspeed_on_cpu
 from orpo_trl.model import build_from_scratch, load_tokenizer, model_init_kwargs
-from orpo_trl.pairs import MalformedRowsError, load_pairs
+from orpo_trl.pairs.load import load_pairs
+from orpo_trl.pairs.prepare import MalformedRowsError
 from orpo_trl.recipe.files import RecipeError
 from orpo_trl.recipe.parse import build_settings, load_recipe
 from orpo_trl.recipe.write import expanded

@@ -33,7 +33,7 @@ def folder(tmp_path):
 def test_all_sides_train_on_the_same_pairs(folder):
     done = run(
         *"--data pairs.jsonl --tokenizer tokenizer --model-size 10m --batch-size 2 --pairs 4 --rounds 2".split(),
-        *"--max-length 128 --json out.json".split(),
+        *"--max-length 128 --logging-steps 3 --json out.json".split(),
         cwd=folder,
     )
     report = json.loads((folder / "out.json").read_text())
@@ -48,6 +48,9 @@ def test_all_sides_train_on_the_same_pairs(folder):
         assert ("estimated_gib" in entry) == (entry is not step["sides"]["trl"])
     assert set(report["preparation"]) == {"one thread", "all threads"}
     assert "ours, shared prefix" in done.stdout
+    (logging,) = report["logging"]
+    assert {name: len(times) for name, times in logging["seconds"].items()} == {"all metrics": 3, "no metrics": 3}
+    assert "ms with all metrics at every step" in done.stdout
 
 
 @pytest.mark.slow

@@ -102,7 +102,9 @@ NAMES = ("loss", "nll_loss", "logps/chosen", "logps/rejected", "log_odds_chosen"
          "eval_logps/chosen")  # fmt: skip
 
 
-@given(st.lists(st.dictionaries(st.sampled_from(NAMES), VALUES)), st.floats(0, 2), st.integers(0, 9), st.integers(0, 50))
+@given(
+    st.lists(st.dictionaries(st.sampled_from(NAMES), VALUES)), st.floats(0, 2), st.integers(0, 9), st.integers(0, 50)
+)
 def test_any_history_gets_sentences(logs, beta, warmup, steps):
     found = find_trouble([{"step": i, **log} for i, log in enumerate(logs, 1)], beta, warmup, steps)
     assert all(isinstance(text, str) and text for text in found.values())

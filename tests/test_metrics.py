@@ -106,6 +106,8 @@ def test_groups_of_pairs_that_are_not_finite_and_sources_of_one_name():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("tokens", "bucket"), [(1, "1-64"), (64, "1-64"), (65, "65-128"), (129, "129-256"), (3000, "2049-4096")])
+@pytest.mark.parametrize(
+    ("tokens", "bucket"), [(1, "1-64"), (64, "1-64"), (65, "65-128"), (129, "129-256"), (3000, "2049-4096")]
+)
 def test_length_buckets_double(tokens, bucket):
     assert length_bucket(tokens) == bucket

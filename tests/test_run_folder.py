@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 from orpo_trl.run_folder import append_lines, keep_until, read_lines
 
-RECORDS = st.lists(st.dictionaries(st.text(), st.one_of(st.text(), st.integers(), st.floats(allow_nan=False))), max_size=5)
+RECORDS = st.lists(
+    st.dictionaries(st.text(), st.one_of(st.text(), st.integers(), st.floats(allow_nan=False))), max_size=5
+)
 
 
 @given(records=RECORDS)

@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.progress import track
 from trl.trainer.utils import add_fused_lm_head
 
-from orpo_trl.attention import enable_packed_rows, reading_packed_row, why_not_exact
-from orpo_trl.batch import MODEL_INPUTS, PairCollator
+from orpo_trl.attention import choose_layout, reading_packed_row
+from orpo_trl.batch import MODEL_INPUTS, PairCollator, response_sums
 from orpo_trl.losses import log_odds, odds_ratio_delta
 from orpo_trl.model import shrink_head_tiles
-from orpo_trl.pairs import ROW_COLUMN, SOURCE_COLUMN, longest_rows, pair_lengths
+from orpo_trl.pairs.load import ROW_COLUMN, SOURCE_COLUMN
+from orpo_trl.pairs.prepare import longest_rows, pair_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -67,18 +68,13 @@ def prepare_model(model: torch.nn.Module, pair_layout: str = "auto") -> str:
             "An adapter is on the model's LM head, whose weight is read without it. Merge the adapter into the model "
             "first: `model.merge_and_unload()` of peft."
         )
-    reason = why_not_exact(model)
-    if pair_layout == "shared_prefix" and reason:
-        raise ValueError(f"`pair_layout: shared_prefix`: {reason}. Set `pair_layout` to padded or auto.")
+    layout, reason = choose_layout(model, pair_layout)
+    if reason:
+        logger.warning(reason)
     add_fused_lm_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
     if model.device.type == "cpu":
         shrink_head_tiles()
-    if pair_layout == "padded" or reason:
-        if pair_layout == "auto":
-            logger.warning("Pairs are padded, and each prompt runs twice: %s.", reason)
-        return "padded"
-    enable_packed_rows(model)
-    return "shared_prefix"
+    return layout
 
 
 @torch.inference_mode()
@@ -137,9 +133,7 @@ def _score(model: torch.nn.Module, examples: list[dict[str, Any]], collator: Pai
     with reading_packed_row() if "segments" in batch else nullcontext():
         token_logps = model(**inputs, fused_lm_head=True, use_cache=False).log_probs
     lengths = batch["completion_lengths"]
-    # One slot more than there are responses takes the tokens that belong to none.
-    sums = torch.zeros(len(lengths) + 1, dtype=torch.float64)
-    sums = sums.index_add(0, batch["completion_index"].flatten(), token_logps.flatten().cpu().double())[:-1]
+    sums = response_sums(token_logps.cpu().double(), batch)
     logps = sums / lengths
     odds = log_odds(logps)
     # Chosen responses come first, those of pairs before the others; then the rejected ones, which may be fewer.

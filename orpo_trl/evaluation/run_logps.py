@@ -22,7 +22,9 @@ from orpo_trl.batch import PairCollator
 from orpo_trl.config import DataArguments, ModelArguments
 from orpo_trl.evaluation.logps import RECORD, prepare_model, score_pairs
 from orpo_trl.evaluation.models import find_device, load_model, load_tokenizer_for, require_model
-from orpo_trl.pairs import PairRules, load_pairs, longest_rows, prepare_pairs
+from orpo_trl.pairs.load import load_pairs
+from orpo_trl.pairs.prepare import longest_rows, prepare_pairs
+from orpo_trl.pairs.tokenize import PairRules
 
 FORMATS = (".jsonl", ".parquet")
 # What the closing summary has the means of.

@@ -12,7 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from orpo_trl.attention import why_not_exact
 from orpo_trl.config import ORPOConfig
 from orpo_trl.model import load_tokenizer, model_init_kwargs
-from orpo_trl.pairs import PairRules, PreparationReport, load_pairs, pair_lengths, prepare_pairs
+from orpo_trl.pairs.load import load_pairs
+from orpo_trl.pairs.prepare import pair_lengths, prepare_pairs
+from orpo_trl.pairs.report import PreparationReport
+from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.preflight.flight import Failed, Preflight, Skipped
 from orpo_trl.preflight.pair import show_pair
 from orpo_trl.recipe.parse import build_settings, load_recipe

@@ -93,7 +93,7 @@ def to_bytes(figure: Figure, kind: str) -> bytes:
         figure.savefig(file, format=kind, dpi=DPI, metadata=metadata)
     if kind != "svg":
         return file.getvalue()
-    # A hundredth of a point is as good as a millionth, and makes a page of half the size.
+    # A hundredth of a point is as good as a millionth, and makes a smaller page.
     return re.sub(rb' d="[^"]*"', lambda path: re.sub(rb"(\.\d\d)\d+", rb"\1", path[0]), file.getvalue())
 
 

@@ -118,7 +118,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     found = {
         **{key: f"{time:%Y-%m-%d %H:%M:%S %Z}" for key, time in times.items() if time},
         "device": " × ".join(str(part) for part in (record.get("processes"), record.get("device")) if part),
-        "model": run.model_name + (f", {parameters / 1e6:,.4g} million parameters" if parameters else ""),
+        "model": run.model_name + (f", {show(parameters / 1e6)} million parameters" if parameters else ""),
         "engine": record.get("engine"),
         "layout": record.get("layout"),
         "resumed from step": record.get("resumed_from_step"),

@@ -10,7 +10,9 @@ from helpers import REPOSITORY, make_dataset, make_rows, settings, tiny_model
 
 from orpo_trl import ORPOConfig, ORPOTrainer
 from orpo_trl.callbacks.record import fingerprint, git_revision
-from orpo_trl.pairs import PairRules, PreparationReport, prepare_pairs
+from orpo_trl.pairs.prepare import prepare_pairs
+from orpo_trl.pairs.report import PreparationReport
+from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.recipe.files import read_recipe
 from orpo_trl.recipe.parse import build_settings, load_recipe
 from orpo_trl.run_folder import read_lines
@@ -64,7 +66,13 @@ def test_evaluation_before_training_belongs_to_the_run(tokenizer, tmp_path):
 def test_run_json_and_preparation_report(tokenizer, tmp_path):
     trainer = run(tokenizer, tmp_path, seed=7, warmup_steps=1)
     about = json.loads((tmp_path / "run.json").read_text())
-    assert (about["seed"], about["beta"], about["max_steps"], about["warmup_steps"], about["last_step"]) == (7, 0.1, 4, 1, 4)
+    assert (about["seed"], about["beta"], about["max_steps"], about["warmup_steps"], about["last_step"]) == (
+        7,
+        0.1,
+        4,
+        1,
+        4,
+    )
     assert about["model"] == {"name": "mistral", "parameters": sum(p.numel() for p in trainer.model.parameters())}
     assert (about["processes"], about["device"], about["layout"]) == (1, "cpu", "shared_prefix")
     assert {name: part["rows"] for name, part in about["datasets"].items()} == {"train": 12, "farm": 3, "zoo": 3}

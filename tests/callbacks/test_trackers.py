@@ -67,7 +67,8 @@ def test_wandb_and_tensorboard_hold_every_metric_and_a_run_that_resumes_goes_on(
     for log in history:
         expected = {k: v for k, v in rewritten(log).items() if k.removeprefix("train/") not in SINGLE_VALUES}
         assert any(
-            entry.get("train/global_step") == log["step"] and expected.items() <= entry.items() for entry in found["history"]
+            entry.get("train/global_step") == log["step"] and expected.items() <= entry.items()
+            for entry in found["history"]
         ), log
     assert found["config"]["recipe"] == yaml.safe_load((output / "recipe.yaml").read_text())
     assert (found["config"]["beta"], found["config"]["hidden_size"]) == (0.1, 32)

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from orpo_trl import ORPOTrainer
-from orpo_trl.pairs import ROW_COLUMN, SOURCE_COLUMN
+from orpo_trl.pairs.load import ROW_COLUMN, SOURCE_COLUMN
 
 
 def allow_fsdp_on_cpu() -> None:

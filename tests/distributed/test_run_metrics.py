@@ -1,4 +1,4 @@
-"""Every metric of a real run, against a recomputation from the log-probabilities of its rows, checkpoint by checkpoint."""
+"""Metrics of a real run against a recomputation from the log-probabilities of its rows, checkpoint by checkpoint."""
 
 import json
 import math
@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from orpo_trl.batch import PairCollator
 from orpo_trl.evaluation.logps import prepare_model, score_pairs
 from orpo_trl.metrics import length_bucket
-from orpo_trl.pairs import PairRules, prepare_pairs
+from orpo_trl.pairs.prepare import prepare_pairs
+from orpo_trl.pairs.tokenize import PairRules
 
 BETA = 0.3
 # 19 rows in optimiser steps of 8: the last one has 3, so that of two processes one has two rows, and one has one.
@@ -57,7 +58,7 @@ def expected_metrics(folder: Path, rows: list[dict], sources: list[str], tokeniz
         entropy -= (logps.exp() * logps).sum().item()
         tokens += len(ids) - 1
     layout = prepare_model(model)
-    scores = [score for score in score_pairs(model, pairs, PairCollator(0, layout=layout))]
+    scores = list(score_pairs(model, pairs, PairCollator(0, layout=layout)))
     held = [(score, source) for score, source in zip(scores, sources, strict=True) if score["log_or"] is not None]
     mean = {
         name: math.fsum(score[name] for score, _ in held) / len(held)

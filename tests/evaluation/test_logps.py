@@ -26,7 +26,8 @@ from orpo_trl.batch import PairCollator
 from orpo_trl.cli import main
 from orpo_trl.evaluation import run_logps
 from orpo_trl.evaluation.logps import RECORD, prepare_model, score_pairs
-from orpo_trl.pairs import PairRules, prepare_pairs
+from orpo_trl.pairs.prepare import prepare_pairs
+from orpo_trl.pairs.tokenize import PairRules
 
 LAYOUTS = ("shared_prefix", "padded")
 QUICKSTART = REPOSITORY / "recipes" / "quickstart"

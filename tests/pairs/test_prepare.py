@@ -6,8 +6,9 @@ import pytest
 from datasets import Dataset, IterableDataset
 from datasets.fingerprint import Hasher
 
-from orpo_trl.pairs import PAIR_COLUMNS, MalformedRowsError, PairRules, longest_rows, prepare_pairs
 from orpo_trl.pairs.load import ROW_COLUMN, SOURCE_COLUMN
+from orpo_trl.pairs.prepare import PAIR_COLUMNS, MalformedRowsError, longest_rows, prepare_pairs
+from orpo_trl.pairs.tokenize import PairRules
 
 GOOD = {"prompt": "What does a cow say?", "chosen": " moo", "rejected": " meow"}
 

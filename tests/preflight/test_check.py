@@ -14,7 +14,7 @@ from orpo_trl import ORPOTrainer
 from orpo_trl.cli import main
 from orpo_trl.config import ORPOConfig
 from orpo_trl.model import build_from_scratch, load_tokenizer
-from orpo_trl.pairs import load_pairs
+from orpo_trl.pairs.load import load_pairs
 from orpo_trl.preflight.pair import scores, show_pair
 from orpo_trl.recipe.parse import parse_recipe
 from orpo_trl.shipped import RECIPES

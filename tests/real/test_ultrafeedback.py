@@ -4,7 +4,9 @@ from helpers import REPOSITORY
 from transformers import AutoTokenizer
 
 from orpo_trl.config import DataArguments
-from orpo_trl.pairs import PairRules, load_pairs, prepare_pairs
+from orpo_trl.pairs.load import load_pairs
+from orpo_trl.pairs.prepare import prepare_pairs
+from orpo_trl.pairs.tokenize import PairRules
 
 
 def prepared(data, tokenizer, **rules):

@@ -9,7 +9,9 @@ from helpers import tiny_model
 
 from orpo_trl.config import DataArguments
 from orpo_trl.evaluation.run_logps import run_logps
-from orpo_trl.pairs import PairRules, load_pairs, prepare_pairs
+from orpo_trl.pairs.load import load_pairs
+from orpo_trl.pairs.prepare import prepare_pairs
+from orpo_trl.pairs.tokenize import PairRules
 
 
 def test_scores_equal_plain_forward_passes(data, mistral_tokenizer, tmp_path):
