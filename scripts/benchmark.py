@@ -331,30 +331,33 @@ def measure_steps(job: dict) -> dict:
 
 
 def measure_logging(job: dict) -> dict:
-    """Seconds of steps on the same rows, by turns with all metrics, logged at every step, and with none.
+    """Seconds of steps on the same rows, by turns with all metrics, logged at every step, and with fewer.
 
-    With none, the LM head computes log-probabilities alone, nothing is summed, and nothing is logged. A step's log
-    comes after its end, and counts with the step that follows.
+    With "no metrics" the LM head computes log-probabilities alone, nothing is summed, and nothing is logged; with "head
+    alone" it computes entropy and accuracy of the tokens too. A step's log comes after its end, and counts with the
+    step that follows.
     """
     from transformers import TrainerCallback
     from trl.trainer.utils import add_fused_lm_head
 
-    seconds: dict[str, list[float]] = {"all metrics": [], "no metrics": []}
+    seconds: dict[str, list[float]] = {"all metrics": [], "no metrics": [], "head alone": []}
+    sides = list(seconds)
 
     class Turns(TrainerCallback):
         def __init__(self):
-            self.steps, self.end, self.is_logged = 0, 0.0, True
+            self.steps, self.end, self.side = 0, 0.0, "all metrics"
 
         def on_step_end(self, args, state, control, **kwargs):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             now = time.perf_counter()
             if self.steps > job["warmup"]:
-                seconds["all metrics" if self.is_logged else "no metrics"].append(now - self.end)
+                seconds[self.side].append(now - self.end)
             self.steps, self.end = self.steps + 1, now
-            self.is_logged = control.should_log = not self.is_logged
-            model.forward = full if self.is_logged else bare
-            trainer._add_metrics = add_metrics if self.is_logged else lambda *args: None
+            self.side = sides[self.steps % len(sides)]
+            control.should_log = self.side == "all metrics"
+            model.forward = bare if self.side == "no metrics" else full
+            trainer._add_metrics = add_metrics if self.side == "all metrics" else lambda *args: None
 
     rows = job["rows"][: job["batch_size"]]
     tokenizer = load_tokenizer(job["tokenizer"])
@@ -363,7 +366,7 @@ def measure_logging(job: dict) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
             "shared_prefix", rows, tokenizer, model, folder, max_length=job["max_length"],
-            max_steps=2 * job["steps"] + job["warmup"] + 1, per_device_train_batch_size=job["batch_size"],
+            max_steps=len(sides) * job["steps"] + job["warmup"] + 1, per_device_train_batch_size=job["batch_size"],
             optim=job["optim"], gradient_checkpointing=job["gradient_checkpointing"],
         )  # fmt: skip
         full, add_metrics = model.forward, trainer._add_metrics
@@ -373,9 +376,12 @@ def measure_logging(job: dict) -> dict:
         model.forward = full
         trainer.add_callback(Turns())
         trainer.train()
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    overhead = 100 * (medians["all metrics"] / medians["no metrics"] - 1)
-    return {"seconds": seconds, "median_seconds": medians, "overhead_percent": overhead}
+    # Of steps that follow each other, so that a machine that slows down slows both.
+    overheads = {
+        name: statistics.median(100 * (own / bare - 1) for own, bare in zip(times, seconds["no metrics"], strict=True))
+        for name, times in seconds.items()
+    }
+    return {"seconds": seconds, "overhead_percent": overheads}
 
 
 def estimate_peak(trainer, rows: list[dict], steps: list[dict[str, int]], batch: int) -> int:
@@ -503,11 +509,11 @@ def show(report: dict, console: Console) -> None:
         if "error" in found:
             console.print(f"Logging, {batch} pairs a step: {found['error']}")
             continue
-        logged, bare = (1e3 * found["median_seconds"][name] for name in ("all metrics", "no metrics"))
-        console.print(
-            f"Logging, {batch} pairs a step: {logged:.1f} ms with all metrics at every step, {bare:.1f} ms with none "
-            f"({found['overhead_percent']:+.2f} %)"
-        )
+        parts = [
+            f"{1e3 * statistics.median(found['seconds'][name]):.1f} ms with {name} ({overhead:+.2f} %)"
+            for name, overhead in found["overhead_percent"].items()
+        ]
+        console.print(f"Logging at every step, {batch} pairs a step: {', '.join(parts)}")
     for threads, found in report["preparation"].items():
         if "error" in found:
             console.print(f"Preparation, {threads}: {found['error']}")

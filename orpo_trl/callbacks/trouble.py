@@ -10,17 +10,21 @@ logger = logging.getLogger(__name__)
 
 
 class TroubleWarnings(TrainerCallback):
-    """Warns once of each kind of trouble that `find_trouble` sees in the logs."""
+    """Warns once of each kind of trouble that `find_trouble` sees in the logs, looking a hundred times in a run."""
 
     def __init__(self):
         self._told: set[str] = set()
+        self._next_look = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._told.clear()
+        self._next_look = 0
 
     def on_log(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero:
+        if not state.is_world_process_zero or state.global_step < self._next_look:
             return
+        # Each look reads all logs so far.
+        self._next_look = state.global_step + state.max_steps // 100
         warmup = args.get_warmup_steps(state.max_steps)
         for kind, sentence in find_trouble(state.log_history, args.beta, warmup, state.max_steps).items():
             # The trainer itself names a non-finite step, with the metrics and micro-batches.

@@ -71,7 +71,7 @@ FIGURES = {
     ),
     "throughput": Sketch(
         "Throughput", "tokens a second", (Curve("throughput/unique_tokens_per_second"),),
-        "Tokens trained on a second on all processes together, each prompt counted once; dips are evaluation, saving "
-        "or slow data.",
+        "Tokens trained on a second on all processes together, each prompt counted once; evaluation and saving take no "
+        "time of it, so dips are slow data or a busy machine.",
     ),
 }  # fmt: skip

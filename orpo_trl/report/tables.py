@@ -16,7 +16,7 @@ from orpo_trl.report.text import NOTHING, duration, show
 # Keys that only name a run, and so always differ.
 _NAMING = {"output_dir", "run_name", "logging_dir"}
 _GROUP = re.compile(r"(sources|lengths)/(.*)/(accuracies|margins|pairs)", re.DOTALL)
-_KINDS = {"sources": "By source", "lengths": "By length of the pair, in tokens"}
+_KINDS = {"sources": "By source", "lengths": "By length of the longer response, in tokens"}
 _STATISTICS = {"accuracies": "accuracy", "margins": "reward margin", "pairs": "pairs"}
 _HELD_OUT = {
     "loss": "loss",
