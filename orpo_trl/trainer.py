@@ -43,6 +43,7 @@ from orpo_trl.pairs.report import PreparationReport
 from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.sampling import GlobalBatchSampler, StreamedBatches
 from orpo_trl.throughput import Throughput
+from orpo_trl.trainer_checks import check_arguments, check_parallelism, check_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class ORPOTrainer(SFTTrainer):
         model_id = model if isinstance(model, str) else get_config_model_id(model.config)
         if args is None:
             args = ORPOConfig(f"{Path(model_id).name or 'model'}-ORPO")
-        _check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config)
+        check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config)
         if isinstance(model, str):
             init_kwargs = dict(args.model_init_kwargs or {})
             if PartialState().num_processes > 1:
@@ -130,7 +131,7 @@ class ORPOTrainer(SFTTrainer):
             processing_class = AutoProcessor.from_pretrained(
                 model_id, revision=init_kwargs.get("revision"), trust_remote_code=args.trust_remote_code
             )
-        _check_tokenizer(processing_class, args)
+        check_tokenizer(processing_class, args)
         self.preparation_reports: dict[str, PreparationReport] = {}
         self.recipe = settings_as_recipe(args, model_id)
         super().__init__(
@@ -146,7 +147,7 @@ class ORPOTrainer(SFTTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        _check_parallelism(self.accelerator.parallelism_config)
+        check_parallelism(self.accelerator.parallelism_config)
         vocabulary = self.model.config.get_text_config().vocab_size
         if args.padding_value is not None and not 0 <= args.padding_value < vocabulary:
             raise ValueError(
@@ -499,50 +500,3 @@ class ORPOTrainer(SFTTrainer):
         metrics = {**self._with_rewards(metrics), **self._groups.reduce()}
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
-
-
-def _check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config) -> None:
-    if not isinstance(args, ORPOConfig):
-        raise TypeError(f"`args` must be an ORPOConfig, got {type(args).__name__}.")
-    if compute_metrics is not None or preprocess_logits_for_metrics is not None:
-        raise ValueError(
-            "`compute_metrics` and `preprocess_logits_for_metrics` need logits, which ORPOTrainer never builds. "
-            "Losses, log-probabilities, margins and accuracy of the pairs are logged without them."
-        )
-    if getattr(peft_config, "is_prompt_learning", False):
-        raise ValueError(
-            f"`peft_config`: {type(peft_config).__name__} puts virtual tokens before the prompt, which pairs do not "
-            "support. Use an adapter on the weights, such as LoRA."
-        )
-    template = args.chat_template_path
-    if template is not None and template.endswith((".jinja", ".j2")) and not Path(template).is_file():
-        raise FileNotFoundError(f"`chat_template_path`: the file {template!r} does not exist.")
-    if train_dataset is None:
-        raise ValueError("`train_dataset` is required.")
-    first = next(iter(train_dataset), None)
-    if first is None:
-        raise ValueError("The train dataset has no rows.")
-    if isinstance(train_dataset, IterableDataset) and args.train_sampling_strategy not in (
-        "auto",
-        "random",
-        "sequential",
-    ):
-        strategy = args.train_sampling_strategy
-        raise ValueError(f"`train_sampling_strategy: {strategy}` needs all lengths; a stream is read in its order.")
-    if "image" in first or "images" in first:
-        raise ValueError("The train dataset has images; ORPOTrainer trains on text alone. Remove the column.")
-
-
-def _check_tokenizer(processing_class, args: ORPOConfig) -> None:
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    if args.eos_token is None and tokenizer.eos_token is None:
-        raise ValueError(
-            "The tokenizer has no end-of-sequence token, so the model could not learn where a response ends. Set "
-            "`eos_token` to a token of its vocabulary."
-        )
-
-
-def _check_parallelism(parallelism) -> None:
-    for name in ("cp", "sp", "tp"):
-        if parallelism is not None and (getattr(parallelism, f"{name}_size", None) or 1) > 1:
-            raise ValueError(f"`parallelism_config`: `{name}_size` > 1 is not supported for pairs.")

@@ -169,8 +169,8 @@ def check_installed(flight: Preflight) -> Iterator[str]:
     missing = [f"{reason}: {how}" for name, reason, how in packages if importlib.util.find_spec(name) is None]
     if training.push_to_hub and not (training.hub_token or get_token()):
         missing.append("`push_to_hub: true`: run `hf auth login`")
-    if "wandb" in (training.report_to or []) and not _has_wandb_key():
-        missing.append("`report_to: wandb`: run `wandb login`, or set WANDB_MODE=offline")
+    if "wandb" in (training.report_to or []) and not _has_wandb_key(training.wandb_mode):
+        missing.append("`report_to: wandb`: run `wandb login`, or set `wandb_mode: offline`")
     if missing:
         raise Failed("\n".join(missing))
     if not Path(flight.model_args.model_name_or_path).exists() and not get_token():
@@ -207,7 +207,8 @@ def _packages(flight: Preflight) -> Iterator[tuple[str, str, str]]:
             yield name, f"`report_to: {name}`", f"pip install {name}"
 
 
-def _has_wandb_key() -> bool:
+def _has_wandb_key(mode: str | None) -> bool:
+    """Whether there is one, or none is needed."""
     import wandb
 
-    return os.environ.get("WANDB_MODE") in ("offline", "disabled") or wandb.api.api_key is not None
+    return (mode or os.environ.get("WANDB_MODE")) in ("offline", "disabled") or wandb.api.api_key is not None

@@ -273,6 +273,7 @@ def test_wandb_without_a_login_is_told(monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     assert "wandb login" in check("quickstart", "--report_to", "wandb")[1]["Installed"][1]
+    assert check("quickstart", "--report_to", "wandb", "--wandb_mode", "offline")[1]["Installed"][0] == "✓"
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert check("quickstart", "--report_to", "wandb")[1]["Installed"][0] == "✓"
 

@@ -44,6 +44,7 @@ _RENAMED = {
     "num_proc": "dataset_num_proc",
     "alpha": "beta",
     "lr": "learning_rate",
+    "wandb_project_name": "project",
 }
 _CONVERTED = {
     "data_name": ("dataset_name", ""),
@@ -63,7 +64,6 @@ _DROPPED = {
     "flash_attention_2": FLASH,
     "cache_dir": "set the environment variable HF_HUB_CACHE",
     "wandb_entity": "set the environment variable WANDB_ENTITY, and `report_to: wandb`",
-    "wandb_project_name": "set the environment variable WANDB_PROJECT, and `report_to: wandb`",
     "num_processes": "orpo-trl train FILE --num_processes …",
     "num_machines": "orpo-trl train FILE --num_machines …",
     "machine_rank": "orpo-trl train FILE --machine_rank …",

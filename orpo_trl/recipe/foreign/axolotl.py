@@ -23,6 +23,7 @@ _RENAMED = {
     "lr_scheduler": "lr_scheduler_type",
     "optimizer": "optim",
     "wandb_name": "run_name",
+    "wandb_mode": "wandb_mode",
     "mlflow_run_name": "run_name",
 }
 _CONVERTED = {
@@ -52,7 +53,7 @@ _CONVERTED = {
     "gradient_checkpointing": ("gradient_checkpointing", ""),
     "batch_size": ("gradient_accumulation_steps", "batch_size / micro_batch_size"),
     "use_wandb": ("report_to", "wandb"),
-    "wandb_project": (None, "set the environment variable WANDB_PROJECT, and `report_to: wandb`"),
+    "wandb_project": ("project", "with `report_to: wandb`"),
     "use_tensorboard": ("report_to", "tensorboard"),
     "use_mlflow": ("report_to", "mlflow"),
     "use_comet": ("report_to", "comet_ml"),
@@ -62,7 +63,7 @@ _CLASSES = "the classes are those of the model's config"
 _PACKING = "pairs have their own layout: each prompt runs once, without filling"
 _KERNELS = "the LM head and the loss are fused as they are"
 _DROPPED = {
-    **{f"wandb_{name}": _WANDB.format(f"WANDB_{name.upper()}") for name in ("entity", "watch", "log_model", "mode")},
+    **{f"wandb_{name}": _WANDB.format(f"WANDB_{name.upper()}") for name in ("entity", "watch", "log_model")},
     "wandb_run_id": _WANDB.format("WANDB_RUN_ID"),
     **dict.fromkeys(("model_type", "type_of_model", "tokenizer_type", "processor_type", "base_model_config"), _CLASSES),
     **dict.fromkeys(("sample_packing", "eval_sample_packing", "pad_to_sequence_len", "batch_flattening"), _PACKING),
@@ -319,7 +320,7 @@ def _convert_reports(draft: Draft) -> None:
     names = {"use_wandb": "wandb", "use_tensorboard": "tensorboard", "use_mlflow": "mlflow", "use_comet": "comet_ml"}
     on = [key for key in names if draft.flag(key)]
     if draft.has("wandb_project"):
-        draft.drop("wandb_project", _WANDB.format("WANDB_PROJECT"))
+        draft.set("project", draft.take("wandb_project", str, "text"), "wandb_project")
         if not draft.has("use_wandb"):
             on.insert(0, "wandb_project")
     if on:

@@ -1,0 +1,54 @@
+"""What a trainer is given, checked before anything is loaded: mistakes are cheap here."""
+
+from pathlib import Path
+
+from datasets import IterableDataset
+
+from orpo_trl.config import ORPOConfig
+
+
+def check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config) -> None:
+    if not isinstance(args, ORPOConfig):
+        raise TypeError(f"`args` must be an ORPOConfig, got {type(args).__name__}.")
+    if compute_metrics is not None or preprocess_logits_for_metrics is not None:
+        raise ValueError(
+            "`compute_metrics` and `preprocess_logits_for_metrics` need logits, which ORPOTrainer never builds. "
+            "Losses, log-probabilities, margins and accuracy of the pairs are logged without them."
+        )
+    if getattr(peft_config, "is_prompt_learning", False):
+        raise ValueError(
+            f"`peft_config`: {type(peft_config).__name__} puts virtual tokens before the prompt, which pairs do not "
+            "support. Use an adapter on the weights, such as LoRA."
+        )
+    template = args.chat_template_path
+    if template is not None and template.endswith((".jinja", ".j2")) and not Path(template).is_file():
+        raise FileNotFoundError(f"`chat_template_path`: the file {template!r} does not exist.")
+    if train_dataset is None:
+        raise ValueError("`train_dataset` is required.")
+    first = next(iter(train_dataset), None)
+    if first is None:
+        raise ValueError("The train dataset has no rows.")
+    if isinstance(train_dataset, IterableDataset) and args.train_sampling_strategy not in (
+        "auto",
+        "random",
+        "sequential",
+    ):
+        strategy = args.train_sampling_strategy
+        raise ValueError(f"`train_sampling_strategy: {strategy}` needs all lengths; a stream is read in its order.")
+    if "image" in first or "images" in first:
+        raise ValueError("The train dataset has images; ORPOTrainer trains on text alone. Remove the column.")
+
+
+def check_tokenizer(processing_class, args: ORPOConfig) -> None:
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if args.eos_token is None and tokenizer.eos_token is None:
+        raise ValueError(
+            "The tokenizer has no end-of-sequence token, so the model could not learn where a response ends. Set "
+            "`eos_token` to a token of its vocabulary."
+        )
+
+
+def check_parallelism(parallelism) -> None:
+    for name in ("cp", "sp", "tp"):
+        if parallelism is not None and (getattr(parallelism, f"{name}_size", None) or 1) > 1:
+            raise ValueError(f"`parallelism_config`: `{name}_size` > 1 is not supported for pairs.")
