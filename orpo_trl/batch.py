@@ -11,7 +11,7 @@ from orpo_trl.compute import visible
 from orpo_trl.pairs.load import SOURCE_COLUMN
 
 # Entries of a batch that are plain counts, not tensors: the trainer sums them without waiting for the device.
-COUNTS = ("num_nll_units", "num_nll_tokens", "num_pairs", "num_micro_batches")
+COUNTS = ("num_nll_units", "num_pairs", "num_micro_batches")
 # Entries that the model's forward takes, where a batch has them.
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "segments", "shift_labels")
 
@@ -49,7 +49,7 @@ class PairCollator:
     - `completion_index`: which response the scored token belongs to; `num_completions` for none.
     - `completion_lengths`: `[completions]`, scored tokens of each response.
     - `num_nll_units` (int): tokens, rows or micro-batches, whatever the reduction averages over.
-    - `num_nll_tokens`, `num_pairs` (ints): tokens in the NLL term; pairs.
+    - `num_pairs` (int).
     - `num_micro_batches` (int): 1, or 0 for a batch without rows.
     - `work`: a dict of ints, what the batch costs: `pairs`; `tokens` of all responses, each with its prompt, and
       `unique_tokens`, each prompt once; `positions` of the batch, filling included, and `padded_positions` that the
@@ -100,7 +100,6 @@ class PairCollator:
         batch["completion_lengths"] = torch.tensor([len(response) for _, response in rows], dtype=torch.int64)
         units = {"token_mean": sum(lengths), "micro_batch_mean": int(bool(lengths))}
         batch["num_nll_units"] = units.get(self.nll_reduction, len(lengths))
-        batch["num_nll_tokens"] = sum(lengths)
         batch["num_pairs"] = len(pairs)
         batch["num_micro_batches"] = int(bool(rows))
         batch["work"] = {

@@ -331,16 +331,14 @@ def measure_steps(job: dict) -> dict:
 
 
 def measure_logging(job: dict) -> dict:
-    """Seconds of steps on the same rows, by turns with all metrics, logged at every step, and with fewer.
+    """Seconds of steps on the same rows, by turns with all metrics, logged at every step, and with none.
 
-    With "no metrics" the LM head computes log-probabilities alone, nothing is summed, and nothing is logged; with "head
-    alone" it computes entropy and accuracy of the tokens too. A step's log comes after its end, and counts with the
-    step that follows.
+    With none, nothing is summed and nothing is logged. A step's log comes after its end, and counts with the step that
+    follows.
     """
     from transformers import TrainerCallback
-    from trl.trainer.utils import add_fused_lm_head
 
-    seconds: dict[str, list[float]] = {"all metrics": [], "no metrics": [], "head alone": []}
+    seconds: dict[str, list[float]] = {"all metrics": [], "no metrics": []}
     sides = list(seconds)
 
     class Turns(TrainerCallback):
@@ -356,24 +354,18 @@ def measure_logging(job: dict) -> dict:
             self.steps, self.end = self.steps + 1, now
             self.side = sides[self.steps % len(sides)]
             control.should_log = self.side == "all metrics"
-            model.forward = bare if self.side == "no metrics" else full
             trainer._add_metrics = add_metrics if self.side == "all metrics" else lambda *args: None
 
     rows = job["rows"][: job["batch_size"]]
     tokenizer = load_tokenizer(job["tokenizer"])
     model = make_model(job["model_size"], len(tokenizer))
-    plain = model.forward
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
             "shared_prefix", rows, tokenizer, model, folder, max_length=job["max_length"],
             max_steps=len(sides) * job["steps"] + job["warmup"] + 1, per_device_train_batch_size=job["batch_size"],
             optim=job["optim"], gradient_checkpointing=job["gradient_checkpointing"],
         )  # fmt: skip
-        full, add_metrics = model.forward, trainer._add_metrics
-        model.forward = plain
-        add_fused_lm_head(model)
-        bare = model.forward
-        model.forward = full
+        add_metrics = trainer._add_metrics
         trainer.add_callback(Turns())
         trainer.train()
     # Of steps that follow each other, so that a machine that slows down slows both.

@@ -49,13 +49,11 @@ def expected_metrics(folder: Path, rows: list[dict], sources: list[str], tokeniz
     pairs, _ = prepare_pairs(Dataset.from_list(rows), tokenizer, PairRules(max_length=1024))
     assert len(pairs) == len(rows)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    nll, tokens, hits, entropy = 0.0, 0, 0, 0.0
+    nll, tokens = 0.0, 0
     for pair in pairs:
         ids = pair["prompt_ids"] + pair["chosen_ids"]
         logps = log_softmax_of(model, ids)
         nll -= logps[range(len(ids) - 1), ids[1:]].sum().item()
-        hits += (logps.argmax(-1) == torch.tensor(ids[1:])).sum().item()
-        entropy -= (logps.exp() * logps).sum().item()
         tokens += len(ids) - 1
     layout = prepare_model(model)
     scores = list(score_pairs(model, pairs, PairCollator(0, layout=layout)))
@@ -68,8 +66,6 @@ def expected_metrics(folder: Path, rows: list[dict], sources: list[str], tokeniz
     log_sigmoid = math.fsum(map(math.log, sigmoids)) / len(held)
     metrics = {
         "nll_loss": nll / tokens,
-        "mean_token_accuracy": hits / tokens,
-        "entropy": entropy / tokens,
         "logps/chosen": mean["chosen_logp"],
         "logps/rejected": mean["rejected_logp"],
         "log_odds_chosen": mean["log_or"],

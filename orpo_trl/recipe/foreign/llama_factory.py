@@ -82,7 +82,7 @@ _DROPPED = {
     "low_cpu_mem_usage": "weights are loaded so",
     "cache_dir": "set the environment variable HF_HUB_CACHE",
     "plot_loss": "`report_to` sends the curves to wandb or TensorBoard",
-    "compute_accuracy": "the log has `rewards/accuracies` and `mean_token_accuracy`",
+    "compute_accuracy": "the log has `rewards/accuracies`",
     "early_stopping_steps": "the run does not stop early; `load_best_model_at_end` keeps the best checkpoint",
     "include_effective_tokens_per_second": "the log has `num_tokens`",
     "print_param_status": "nothing of the kind is printed",
