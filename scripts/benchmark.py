@@ -369,11 +369,9 @@ def measure_logging(job: dict) -> dict:
         trainer.add_callback(Turns())
         trainer.train()
     # Of steps that follow each other, so that a machine that slows down slows both.
-    overheads = {
-        name: statistics.median(100 * (own / bare - 1) for own, bare in zip(times, seconds["no metrics"], strict=True))
-        for name, times in seconds.items()
-    }
-    return {"seconds": seconds, "overhead_percent": overheads}
+    overheads = [100 * (own / bare - 1) for own, bare in zip(*seconds.values(), strict=True)]
+    error = statistics.stdev(overheads) / len(overheads) ** 0.5 if overheads[1:] else None
+    return {"seconds": seconds, "overhead_percent": statistics.mean(overheads), "standard_error_percent": error}
 
 
 def estimate_peak(trainer, rows: list[dict], steps: list[dict[str, int]], batch: int) -> int:
@@ -501,11 +499,11 @@ def show(report: dict, console: Console) -> None:
         if "error" in found:
             console.print(f"Logging, {batch} pairs a step: {found['error']}")
             continue
-        parts = [
-            f"{1e3 * statistics.median(found['seconds'][name]):.1f} ms with {name} ({overhead:+.2f} %)"
-            for name, overhead in found["overhead_percent"].items()
-        ]
-        console.print(f"Logging at every step, {batch} pairs a step: {', '.join(parts)}")
+        parts = [f"{1e3 * statistics.median(times):.1f} ms with {name}" for name, times in found["seconds"].items()]
+        error = "" if found["standard_error_percent"] is None else f" ± {found['standard_error_percent']:.2f}"
+        console.print(
+            f"Logging at every step, {batch} pairs a step: {', '.join(parts)}; {found['overhead_percent']:+.2f}{error} %"
+        )
     for threads, found in report["preparation"].items():
         if "error" in found:
             console.print(f"Preparation, {threads}: {found['error']}")
