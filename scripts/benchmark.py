@@ -501,9 +501,8 @@ def show(report: dict, console: Console) -> None:
             continue
         parts = [f"{1e3 * statistics.median(times):.1f} ms with {name}" for name, times in found["seconds"].items()]
         error = "" if found["standard_error_percent"] is None else f" ± {found['standard_error_percent']:.2f}"
-        console.print(
-            f"Logging at every step, {batch} pairs a step: {', '.join(parts)}; {found['overhead_percent']:+.2f}{error} %"
-        )
+        overhead = f"{found['overhead_percent']:+.2f}{error} %"
+        console.print(f"Logging at every step, {batch} pairs a step: {', '.join(parts)}; {overhead}")
     for threads, found in report["preparation"].items():
         if "error" in found:
             console.print(f"Preparation, {threads}: {found['error']}")
