@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from orpo_trl.pairs.prepare import tokenize as tokenization
+from orpo_trl.pairs import tokenize as tokenization
 from orpo_trl.pairs.tokenize import (
     CUT_TIE,
     EMPTY_CHOSEN,
