@@ -34,7 +34,7 @@ class WandbRun(WandbCallback):
                 os.environ.setdefault("WANDB_DATA_DIR", tempfile.mkdtemp(prefix="wandb-"))
             self._wandb.init(
                 project=os.environ.get("WANDB_PROJECT", args.project),
-                name=args.run_name,
+                name=state.trial_name or args.run_name,  # of a search for hyper-parameters
                 group=args.run_group,
                 tags=args.run_tags,
                 mode=args.wandb_mode,
