@@ -220,7 +220,7 @@ def test_model_that_cannot_read_packed_rows_is_padded(caplog):
     model = tiny_of_type("bloom")
     truth = tiny_of_type("bloom").double().eval()
     with pytest.raises(
-        ValueError, match=r"not known to read packed rows exactly\. Set `pair_layout` to padded or auto"
+        ValueError, match=r"not known to read packed rows exactly\. Set `pair_layout: padded` or `auto`"
     ):
         prepare_model(model, "shared_prefix")
     assert prepare_model(model, "auto") == "padded"
@@ -376,7 +376,7 @@ def test_killed_run_leaves_no_file(model_folder, tmp_path, monkeypatch):
         (["SMALL", "DATA"], "and the model embeds 99 tokens. Set --tokenizer."),
         (["SHORT", "DATA"], "more than the model's 16 positions. Set --max_length 16"),
         (["MODEL", "DATA", "--max_tokens", "0"], "0 is not in the range x>=1"),
-        (["BLOOM", "DATA", "--pair_layout", "shared_prefix"], "Set `pair_layout` to padded or auto"),
+        (["BLOOM", "DATA", "--pair_layout", "shared_prefix"], "Set `pair_layout: padded` or `auto`"),
     ],
 )
 def test_wrong_input_ends_with_a_message(arguments, message, model_folder, tmp_path, monkeypatch):
