@@ -382,11 +382,21 @@ def logps(model: str, data: str, output: Path | None, **options) -> None:
     "-o",
     "--output",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=click.Path(dir_okay=False, path_type=Path),
     help="The page. Default: report.html in RUN, of several runs in the current folder.",
 )
-@click.option("--png", metavar="DIR", type=click.Path(path_type=Path), help="Also write each figure as a PNG file.")
-@click.option("--csv", metavar="FILE", type=click.Path(path_type=Path), help="Also write all metrics as a CSV file.")
+@click.option(
+    "--png",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Also write each figure as a PNG file.",
+)
+@click.option(
+    "--csv",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write all metrics as a CSV file.",
+)
 def report(runs: tuple[Path, ...], output: Path | None, png: Path | None, csv: Path | None) -> None:
     """Make one page of a RUN's folder, or of several side by side.
 

@@ -43,7 +43,7 @@ from orpo_trl.pairs.report import PreparationReport
 from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.sampling import GlobalBatchSampler, StreamedBatches
 from orpo_trl.throughput import Throughput
-from orpo_trl.trainer_checks import check_arguments, check_parallelism, check_tokenizer
+from orpo_trl.trainer_checks import check_arguments, check_parallelism, check_tokenizer, check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +118,7 @@ class ORPOTrainer(SFTTrainer):
         if args is None:
             args = ORPOConfig(f"{Path(model_id).name or 'model'}-ORPO")
         check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config)
+        check_trackers(args)
         if isinstance(model, str):
             init_kwargs = dict(args.model_init_kwargs or {})
             if PartialState().num_processes > 1:

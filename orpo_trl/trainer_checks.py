@@ -3,8 +3,11 @@
 from pathlib import Path
 
 from datasets import IterableDataset
+from transformers.integrations import is_tensorboard_available, is_trackio_available
 
 from orpo_trl.config import ORPOConfig
+
+_TRACKERS = {"tensorboard": is_tensorboard_available, "trackio": is_trackio_available}
 
 
 def check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config) -> None:
@@ -37,6 +40,13 @@ def check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_
         raise ValueError(f"`train_sampling_strategy: {strategy}` needs all lengths; a stream is read in its order.")
     if "image" in first or "images" in first:
         raise ValueError("The train dataset has images; ORPOTrainer trains on text alone. Remove the column.")
+
+
+def check_trackers(args: ORPOConfig) -> None:
+    """transformers looks for their packages when the model is loaded."""
+    for name, is_installed in _TRACKERS.items():
+        if name in (args.report_to or []) and not is_installed():
+            raise ImportError(f"`report_to: {name}` needs the package {name}: pip install 'orpo-trl[trackers]'")
 
 
 def check_tokenizer(processing_class, args: ORPOConfig) -> None:

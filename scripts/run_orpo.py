@@ -16,10 +16,11 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
 from trl import get_peft_config, get_quantization_config
 
-from orpo_trl import ORPOTrainer
-from orpo_trl.callbacks.trackers import finish_wandb
+from orpo_trl import ORPOConfig, ORPOTrainer
+from orpo_trl.callbacks.trackers import TrackerError, finish_wandb
 from orpo_trl.engine import start_deepspeed_on_cpu
 from orpo_trl.model import build_from_scratch, load_tokenizer, model_init_kwargs
 from orpo_trl.pairs.load import load_pairs
@@ -50,6 +51,9 @@ def main(arguments: list[str]) -> None:
         model_args, data_args, training_args = build_settings(recipe)
     except RecipeError as error:
         fail(error)
+    problem = checkpoint_problem(training_args)
+    if problem:
+        fail(problem)
     if training_args.deepspeed and training_args.use_cpu:
         start_deepspeed_on_cpu()
     set_up_logging()
@@ -87,10 +91,11 @@ def main(arguments: list[str]) -> None:
         if training_args.log_level == "debug":
             raise
         fail(f"{error}\n(--log_level debug shows where this came from)")
+    checkpoint = recipe.settings.pop("resume_from_checkpoint", None)  # of this start, not of the run
     trainer.recipe = expanded(recipe)
     try:
-        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    except MalformedRowsError as error:  # of a stream, whose rows are read while it trains
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except (MalformedRowsError, TrackerError) as error:  # rows of a stream are read while it trains
         fail(error)
     metrics = final_evaluation(trainer) if with_test else None
 
@@ -107,6 +112,16 @@ def main(arguments: list[str]) -> None:
         trainer.push_to_hub(dataset_name=dataset)
     finish_wandb()
     trainer.end()
+
+
+def checkpoint_problem(args: ORPOConfig) -> str | None:
+    """What keeps a run from resuming as it should, known before data and weights are loaded."""
+    wanted = args.resume_from_checkpoint
+    if wanted is True and not (Path(args.output_dir).is_dir() and get_last_checkpoint(args.output_dir)):
+        return f"`resume_from_checkpoint: true`: expected a checkpoint-… folder in {args.output_dir}, found none"
+    if isinstance(wanted, str) and not Path(wanted).is_dir():
+        return f"`resume_from_checkpoint`: expected the folder of a checkpoint or true, received {wanted!r}"
+    return None
 
 
 def final_evaluation(trainer: ORPOTrainer) -> dict[str, float]:

@@ -109,7 +109,8 @@ def settings_as_recipe(args: ORPOConfig, model_name: str) -> str:
     plain = args.to_dict()
     for field in fields(args):
         default = field.default if field.default_factory is MISSING else field.default_factory()
-        if field.init and not field.name.endswith("_token") and getattr(args, field.name) != default:
+        is_kept = field.init and field.name != "resume_from_checkpoint" and not field.name.endswith("_token")
+        if is_kept and getattr(args, field.name) != default:
             values[field.name] = plain.get(field.name)
     return f"# The settings of a run that followed no recipe\n{to_yaml(values)}"
 

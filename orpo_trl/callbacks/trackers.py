@@ -13,6 +13,10 @@ from transformers.integrations import TensorBoardCallback, WandbCallback
 from orpo_trl import run_folder
 
 
+class TrackerError(RuntimeError):
+    """A tracker that does not start as the settings ask for it."""
+
+
 class WandbRun(WandbCallback):
     """transformers' integration, with the run's project, name, group, tags and mode from the settings.
 
@@ -32,17 +36,20 @@ class WandbRun(WandbCallback):
             if not self._log_model.is_enabled:
                 # Where tables wait to be sent. By default in the user's home, whose name the run's file would have.
                 os.environ.setdefault("WANDB_DATA_DIR", tempfile.mkdtemp(prefix="wandb-"))
-            self._wandb.init(
-                project=os.environ.get("WANDB_PROJECT", args.project),
-                name=state.trial_name or args.run_name,  # of a search for hyper-parameters
-                group=args.run_group,
-                tags=args.run_tags,
-                mode=args.wandb_mode,
-                id=saved_run_id(args.output_dir) if state.global_step else None,
-                resume="allow",
-                # They would tell the user's name, the machine's, and the command line.
-                settings=self._wandb.Settings(x_disable_meta=True, x_disable_machine_info=True, disable_git=True),
-            )
+            try:
+                self._wandb.init(
+                    project=os.environ.get("WANDB_PROJECT", args.project),
+                    name=state.trial_name or args.run_name,  # of a search for hyper-parameters
+                    group=args.run_group,
+                    tags=args.run_tags,
+                    mode=args.wandb_mode,
+                    id=saved_run_id(args.output_dir) if state.global_step else None,
+                    resume="allow",
+                    # They would tell the user's name, the machine's, and the command line.
+                    settings=self._wandb.Settings(x_disable_meta=True, x_disable_machine_info=True, disable_git=True),
+                )
+            except self._wandb.errors.UsageError as error:
+                raise TrackerError(f"`report_to: wandb`: {error} Or set `wandb_mode: offline`.") from error
         super().setup(args, state, model, **kwargs)
         if state.is_world_process_zero:
             self._wandb.config.update({"recipe": yaml.safe_load(self.trainer.recipe)}, allow_val_change=True)

@@ -11,7 +11,8 @@ from helpers import make_dataset, settings, tiny_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb_file import read_offline_run
 
-from orpo_trl import ORPOTrainer
+from orpo_trl import ORPOTrainer, trainer_checks
+from orpo_trl.callbacks.trackers import TrackerError
 
 SECRETS = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "HF_TOKEN": "hf_abcdefghijklmnop"}
 USER = "carolinemiller"
@@ -142,3 +143,15 @@ def test_trackio(tokenizer, tmp_path, monkeypatch):
     assert trackio
     losses = [log["train/loss"] for log in logs if "train/loss" in log]
     assert losses == [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+
+def test_wandb_that_cannot_start_says_what_to_do(tokenizer, tmp_path, home, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY")
+    with pytest.raises(TrackerError, match=r"`report_to: wandb`: No API key .* `wandb_mode: offline`"):
+        run(tokenizer, tmp_path / "out", wandb_mode="online", report_to=["wandb"], eval_strategy="no")
+
+
+def test_tracker_that_is_not_installed_is_named(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setitem(trainer_checks._TRACKERS, "trackio", lambda: False)
+    with pytest.raises(ImportError, match=r"`report_to: trackio` needs the package trackio: pip install"):
+        run(tokenizer, tmp_path / "out", report_to=["trackio"])

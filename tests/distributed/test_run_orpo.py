@@ -122,6 +122,8 @@ def test_lora_recipe_trains_and_saves_an_adapter(rows, tmp_path):
             "command line: unknown key `learnin_rate`; did you mean `learning_rate`?",
         ),
         (["recipes/quickstart.yaml", "--model_name_or_path", "./absent"], "absent"),
+        (["recipes/quickstart.yaml", "--resume_from_checkpoint", "true"], "expected a checkpoint-… folder in"),
+        (["recipes/quickstart.yaml", "--resume_from_checkpoint", "./absent"], "or true, received './absent'"),
     ],
 )
 def test_wrong_input_ends_with_a_message_and_no_traceback(arguments, message, tmp_path, capsys):
