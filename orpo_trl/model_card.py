@@ -1,6 +1,7 @@
 """The model card of a run: TRL's own, with the run's recipe, data, figures and curve."""
 
 import json
+import re
 from pathlib import Path
 
 from huggingface_hub import ModelCard
@@ -20,7 +21,9 @@ _FIGURES = {
     "nll_loss": "NLL",
     "loss": "loss",
 }
-_PROCEDURE = "### Framework versions"
+# Of TRL's template: the line on the base model, and the heading that the run's own parts go before.
+_BASE = re.compile(r"^This model is a fine-tuned version of .*$", re.MULTILINE)
+_VERSIONS = "### Framework versions"
 
 
 def complete_card(folder: Path, model_source: str, is_on_hub: bool) -> None:
@@ -36,8 +39,7 @@ def complete_card(folder: Path, model_source: str, is_on_hub: bool) -> None:
     card = ModelCard.load(path)
     text = card.text
     if not is_on_hub:
-        first = next(line for line in text.splitlines() if line.startswith("This model is a fine-tuned version of"))
-        text = text.replace(first, "This model was trained on pairs of a chosen and a rejected response.")
+        text = _BASE.sub("This model was trained on pairs of a chosen and a rejected response.", text)
     text = text.replace('model="None"', f'model="{model_source}"')
     parts = []
     if (folder / run_folder.METRICS).is_file():
@@ -45,7 +47,7 @@ def complete_card(folder: Path, model_source: str, is_on_hub: bool) -> None:
         draw("logps", [run]).savefig(folder / CURVE, dpi=150)
         curve = f"![Log-probabilities of chosen and rejected responses over the optimiser steps]({CURVE})"
         parts = [curve, _figures(run), _data(run), _recipe(run), _made_with(run)]
-    card.text = text.replace(_PROCEDURE, "\n\n".join([*filter(None, parts), _PROCEDURE]), 1)
+    card.text = text.replace(_VERSIONS, "\n\n".join([*filter(None, parts), _VERSIONS]), 1)
     card.save(path)
 
 

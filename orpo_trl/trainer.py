@@ -464,7 +464,13 @@ class ORPOTrainer(SFTTrainer):
         if self.is_world_process_zero():
             base = get_config_model_id(self.model.config)
             folder = Path(self.args.output_dir)
-            complete_card(folder, self.hub_model_id or folder.name, is_on_hub=bool(base) and not Path(base).is_dir())
+            try:
+                complete_card(
+                    folder, self.hub_model_id or folder.name, is_on_hub=bool(base) and not Path(base).is_dir()
+                )
+            except (ValueError, OSError) as error:
+                # Such as a metrics.jsonl that somebody has edited. Each checkpoint has a card, and is worth more.
+                logger.warning("The model card lacks the run's recipe, data and figures: %s", error)
 
     # ---- Evaluation ----------------------------------------------------------------------------------------------
 

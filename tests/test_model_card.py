@@ -75,3 +75,11 @@ def test_push_to_hub_carries_what_the_run_left(trainer, tmp_path, monkeypatch):
         "model.safetensors",
     } <= sent["me/farm"]  # fmt: skip
     assert 'model="me/farm"' in (tmp_path / "farm" / "README.md").read_text()
+
+
+def test_card_that_cannot_be_completed_does_not_stop_a_run(trainer, tmp_path, caplog):
+    trainer.train()
+    (tmp_path / "farm" / "metrics.jsonl").write_text("edited\nby hand\n")
+    trainer.create_model_card(model_name="farm")
+    assert "metrics.jsonl:1: expected a JSON object, received 'edited'" in caplog.text
+    assert (tmp_path / "farm" / "README.md").is_file()

@@ -39,7 +39,7 @@ class RunRecord(TrainerCallback):
 
     def __init__(self, trainer):
         self.trainer = trainer
-        self._is_begun = False
+        self._about: dict[str, Any] | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
@@ -47,7 +47,7 @@ class RunRecord(TrainerCallback):
         folder = Path(args.output_dir)
         for name in (run_folder.METRICS, run_folder.SAMPLES):
             # What this very process wrote before, such as an evaluation of the untrained model, is of this run.
-            if state.global_step or not self._is_begun:
+            if state.global_step or self._about is None:
                 run_folder.keep_until(folder / name, state.global_step if state.global_step else -1)
         self._begin(folder, state)
 
@@ -63,18 +63,17 @@ class RunRecord(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            path = Path(args.output_dir) / run_folder.RUN
-            run = json.loads(path.read_text(encoding="utf-8"))
-            _write_json(path, {**run, "finished": _now(), "last_step": state.global_step})
+            about = {**self._about, "finished": _now(), "last_step": state.global_step}
+            _write_json(Path(args.output_dir) / run_folder.RUN, about)
 
     def _begin(self, folder: Path, state) -> None:
-        self._is_begun = True
         folder.mkdir(parents=True, exist_ok=True)
         trainer = self.trainer
         (folder / run_folder.RECIPE).write_text(trainer.recipe, encoding="utf-8")
         reports = {name: report.to_dict() for name, report in trainer.preparation_reports.items()}
         _write_json(folder / run_folder.PREPARATION, reports)
-        _write_json(folder / run_folder.RUN, describe_run(trainer, state))
+        self._about = describe_run(trainer, state)
+        _write_json(folder / run_folder.RUN, self._about)
 
 
 def describe_run(trainer, state) -> dict[str, Any]:
