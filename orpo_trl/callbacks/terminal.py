@@ -87,13 +87,13 @@ class TerminalProgress(ProgressCallback):
         return tqdm(total=total, dynamic_ncols=True, disable=True if args.disable_tqdm else None, **kwargs)
 
     def _line(self, state, prefix: str, logs: dict[str, Any]) -> str:
-        what = prefix.strip("_") or "train"
+        what, _, label = prefix.rstrip("_").partition("_")
         cells = [f"{state.global_step:>7,}", f"{state.epoch or 0:>6.2f}"]
         for _, name, write in _COLUMNS:
             value = logs.get(prefix + name)
             cells.append((write(value) if isinstance(value, (int, float)) else "").rjust(_WIDTH))
-        left = "" if prefix else self._left(state)
-        return f"{what:<6}{' '.join(cells)} {left:>8}".rstrip()
+        last = label if prefix else f"{self._left(state):>8}"
+        return f"{what or 'train':<6}{' '.join(cells)} {last}".rstrip()
 
     def _left(self, state) -> str:
         """Time until the last step, if it goes on as it went so far."""
