@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from orpo_trl.compute import visible
+from orpo_trl.flops import visible
 from orpo_trl.pairs.load import SOURCE_COLUMN
 
 # Entries of a batch that are plain counts, not tensors: the trainer sums them without waiting for the device.

@@ -37,7 +37,7 @@ def _complete_recipe(context, parameter, incomplete):
 
 
 def _shipped_names() -> list[str]:
-    from orpo_trl.shipped import RECIPES
+    from orpo_trl.paths import RECIPES
 
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
@@ -96,7 +96,7 @@ def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch) -> N
       orpo-trl train quickstart --engine zero3 --num_processes 2 --dry-run
       orpo-trl train mistral_beta --num_machines 2 --num_processes 16 --machine_rank 0 --main_process_ip 10.0.0.1
     """
-    from orpo_trl.engine import Launch, count_gpus, launch_command
+    from orpo_trl.launch import Launch, count_gpus, launch_command
     from orpo_trl.recipe.parse import build_settings, load_recipe
 
     with _failing():
@@ -153,7 +153,7 @@ def check(recipe: str, overrides: tuple[str, ...], **options) -> None:
       orpo-trl check quickstart --full
       orpo-trl check my.yaml --gpu-memory 24
     """
-    from orpo_trl.preflight.check import run_checks
+    from orpo_trl.check.check import run_checks
 
     with _failing():
         passed = run_checks([recipe, *overrides], **options)
@@ -206,7 +206,7 @@ def recipes(context: click.Context) -> None:
 
 
 def _print_recipe(name: str) -> None:
-    from orpo_trl.shipped import RECIPES
+    from orpo_trl.paths import RECIPES
 
     click.echo((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"), nl=False)
 
@@ -249,7 +249,7 @@ def import_(file: Path, tool: str | None, output: Path | None) -> None:
     Example:
       orpo-trl recipes import axolotl.yml -o recipes/mine.yaml
     """
-    from orpo_trl.recipe.foreign import import_recipe, recipe_text
+    from orpo_trl.importers import import_recipe, recipe_text
 
     with _failing():
         if output is not None and output.exists():
@@ -368,7 +368,7 @@ def logps(model: str, data: str, output: Path | None, **options) -> None:
       orpo-trl logps outputs/adapter argilla/dpo-mix-7k --split test -o scores.jsonl --dtype bfloat16
     """
     with _failing(), contextlib.redirect_stdout(sys.stderr):  # libraries print to standard output, too
-        from orpo_trl.evaluation.run_logps import json_lines, run_logps
+        from orpo_trl.scoring.run_logps import json_lines, run_logps
 
         records = run_logps(model, data, output, **options)
     if output is None:

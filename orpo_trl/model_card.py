@@ -7,8 +7,8 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from orpo_trl import run_folder
-from orpo_trl.pairs.report import PreparationReport
-from orpo_trl.report.figures import draw
+from orpo_trl.pairs.preparation import PreparationReport
+from orpo_trl.report.draw import draw
 from orpo_trl.report.run import Run, read_run
 
 CURVE = "logps.png"

@@ -38,8 +38,8 @@ from orpo_trl.losses import log_odds_ratio, odds_ratio_delta, odds_ratio_loss
 from orpo_trl.metrics import MetricSums, PairGroups
 from orpo_trl.model import disable_dropout, shrink_head_tiles
 from orpo_trl.model_card import complete_card
+from orpo_trl.pairs.preparation import PreparationReport
 from orpo_trl.pairs.prepare import PAIR_COLUMNS, column_names, longest_rows, prepare_pairs
-from orpo_trl.pairs.report import PreparationReport
 from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.sampling import GlobalBatchSampler, StreamedBatches
 from orpo_trl.throughput import Throughput

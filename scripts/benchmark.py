@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from orpo_trl.compute import find_device
+from orpo_trl.flops import find_device
 
 SIDES = {"trl": "TRL", "padded": "ours, padded", "shared_prefix": "ours, shared prefix"}
 # hidden size, intermediate size, layers, attention heads, key-value heads
@@ -376,9 +376,9 @@ def measure_logging(job: dict) -> dict:
 
 def estimate_peak(trainer, rows: list[dict], steps: list[dict[str, int]], batch: int) -> int:
     """What `orpo-trl check` says of the peak, in bytes; on a GPU without what torch does not allocate itself."""
+    from orpo_trl.check.activations import MicroBatch
+    from orpo_trl.check.memory import Engine, estimate_memory
     from orpo_trl.config import ModelArguments
-    from orpo_trl.preflight.activations import MicroBatch
-    from orpo_trl.preflight.memory import Engine, estimate_memory
 
     is_packed, device = trainer.data_collator.layout == "shared_prefix", trainer.args.device.type
     tokens = max(step["unique" if is_packed else "padded"] for step in steps)

@@ -21,7 +21,7 @@ from trl import get_peft_config, get_quantization_config
 
 from orpo_trl import ORPOConfig, ORPOTrainer
 from orpo_trl.callbacks.trackers import TrackerError, finish_wandb
-from orpo_trl.engine import start_deepspeed_on_cpu
+from orpo_trl.launch import start_deepspeed_on_cpu
 from orpo_trl.model import build_from_scratch, load_tokenizer, model_init_kwargs
 from orpo_trl.pairs.load import load_pairs
 from orpo_trl.pairs.prepare import MalformedRowsError

@@ -6,8 +6,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
-from helpers import REPOSITORY
 from hypothesis import HealthCheck, settings
+from support.small import REPOSITORY
 from transformers import AutoTokenizer
 
 # Absolute times say nothing on a shared machine.

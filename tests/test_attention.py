@@ -7,12 +7,12 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from helpers import REPOSITORY, make_dataset, settings, tiny_model
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from models import tiny_of_type
 from peft import LoraConfig
+from support.models import tiny_of_type
+from support.small import REPOSITORY, make_dataset, settings, tiny_model
 from transformers import AttentionInterface
 from transformers.integrations import flash_attention
 from trl.experimental.orpo import ORPOConfig as TRLConfig

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import REPOSITORY, make_rows
+from support.small import REPOSITORY, make_rows
 
 SCRIPT = REPOSITORY / "scripts" / "benchmark.py"
 

@@ -10,12 +10,12 @@ import click
 import pytest
 import yaml
 from click.testing import CliRunner
-from helpers import REPOSITORY
+from support.small import REPOSITORY
 
 from orpo_trl.cli import main
-from orpo_trl.recipe.foreign import TOOLS
+from orpo_trl.importers import TOOLS
+from orpo_trl.paths import RECIPES
 from orpo_trl.recipe.parse import parse_recipe
-from orpo_trl.shipped import RECIPES
 
 ORPO_TRL = str(Path(sys.executable).with_name("orpo-trl"))
 

@@ -1,10 +1,10 @@
 """The model card of a run, and what `push_to_hub` carries."""
 
 import pytest
-from helpers import make_dataset, settings, tiny_model
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
+from support.small import make_dataset, settings, tiny_model
 
 from orpo_trl import ORPOTrainer
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import pytest
 import yaml
-from helpers import REPOSITORY
 from jinja2 import Environment, TemplateError
+from support.small import REPOSITORY
 
 from orpo_trl.recipe.library import read_header
 from orpo_trl.recipe.parse import load_recipe, parse_recipe

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import tiny_model
+from support.small import tiny_model
 
 from orpo_trl import ORPOConfig
 from orpo_trl.batch import PairCollator
-from orpo_trl.compute import matrix_weights, planned_weights, train_flops
 from orpo_trl.config import ModelArguments
+from orpo_trl.flops import matrix_weights, planned_weights, train_flops
 from orpo_trl.throughput import GIB, Throughput, peak_memory
 
 PAIRS = [

@@ -7,10 +7,10 @@ import logging
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from helpers import make_dataset, make_rows, settings, tiny_model
 from peft import LoraConfig, PeftModel, PromptTuningConfig
-from reference import step_metrics
 from safetensors.torch import load_file
+from support.reference import step_metrics
+from support.small import make_dataset, make_rows, settings, tiny_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,

@@ -6,9 +6,9 @@ import sys
 import zipfile
 
 import pytest
-from helpers import REPOSITORY
+from support.small import REPOSITORY
 
-from orpo_trl.shipped import RECIPES
+from orpo_trl.paths import RECIPES
 
 
 @pytest.mark.slow

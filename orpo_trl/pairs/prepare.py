@@ -13,7 +13,7 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 from orpo_trl.pairs.load import ROW_COLUMN, SOURCE_COLUMN
-from orpo_trl.pairs.report import MAX_LISTED, LengthStats, PreparationReport, SourceReport
+from orpo_trl.pairs.preparation import MAX_LISTED, LengthStats, PreparationReport, SourceReport
 from orpo_trl.pairs.rows import ROW_COLUMNS
 from orpo_trl.pairs.tokenize import (
     DROP_REASONS,

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from orpo_trl.shipped import RECIPES, relative
+from orpo_trl.paths import RECIPES, relative
 
 COMMAND_LINE = "command line"
 _ENVIRONMENT = re.compile(r"\$\{(\w+)\}")

@@ -15,7 +15,7 @@ from pydantic.errors import PydanticUserError
 from typing_extensions import Required, get_type_hints, is_typeddict
 
 from orpo_trl.config import DataArguments, ModelArguments, ORPOConfig
-from orpo_trl.recipe.foreign import FOREIGN_KEYS
+from orpo_trl.importers import FOREIGN_KEYS
 
 GROUPS = {"model": ModelArguments, "data": DataArguments, "training": ORPOConfig}
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orpo_trl.shipped import RECIPES
+from orpo_trl.paths import RECIPES
 
 REQUIRED = ("Reproduces", "Source", "Hardware", "Expect", "Inferred")
 FIELDS = (*REQUIRED, "Conflicts", "Needs")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_trl.config import DataArguments, ModelArguments, ORPOConfig, SettingsError
-from orpo_trl.engine import DEEPSPEED, resolve_deepspeed
+from orpo_trl.launch import DEEPSPEED, resolve_deepspeed
 from orpo_trl.recipe.files import (
     COMMAND_LINE,
     Problem,

@@ -9,19 +9,19 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from orpo_trl.diagnosis import find_trouble
-from orpo_trl.pairs.report import PreparationReport
-from orpo_trl.report import figures
+from orpo_trl.pairs.preparation import PreparationReport
+from orpo_trl.report import draw
+from orpo_trl.report.figures import FIGURES
 from orpo_trl.report.history import number
 from orpo_trl.report.published import SOURCE, anchors
 from orpo_trl.report.run import Run
 from orpo_trl.report.samples import earlier_cards, last_cards
-from orpo_trl.report.sketches import FIGURES
 from orpo_trl.report.tables import differences, facts, groups, summary
 
 TEMPLATE = "page.html.jinja"
 # The paper's, and the default of both trainers: for a run that does not tell its own.
 _BETA = 0.1
-_SIGNS = dict(zip(figures.MARKERS, "●■▲◆▼✚✖", strict=True))
+_SIGNS = dict(zip(draw.MARKERS, "●■▲◆▼✚✖", strict=True))
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -36,10 +36,10 @@ def render(runs: Sequence[Run]) -> str:
         signs={run.name: _sign(index) for index, run in enumerate(runs)},
         summary=summary(runs),
         trouble={run.name: list(_trouble(run)) for run in runs},
-        pictures=[_picture(name, runs) for name in figures.drawable(runs)],
+        pictures=[_picture(name, runs) for name in draw.drawable(runs)],
         published=SOURCE if any(anchors(name, runs) for name in FIGURES) else "",
-        is_thinned=any(len(run.training("loss")[0]) > figures.MANY_POINTS for run in runs),
-        window=f"{figures.WINDOW:.1%}",
+        is_thinned=any(len(run.training("loss")[0]) > draw.MANY_POINTS for run in runs),
+        window=f"{draw.WINDOW:.1%}",
         has_labels=any(len(run.labels) > 1 for run in runs),
         differences=differences(runs),
         groups=groups(runs),
@@ -52,7 +52,7 @@ def render(runs: Sequence[Run]) -> str:
 
 def _sign(index: int) -> tuple[str, str]:
     """Colour of a run, and its marker as a letter."""
-    color, marker = figures.look(index)
+    color, marker = draw.look(index)
     return color, _SIGNS[marker]
 
 
@@ -63,11 +63,11 @@ def _trouble(run: Run) -> Sequence[str]:
 
 
 def _picture(name: str, runs: list[Run]) -> dict[str, str]:
-    svg = figures.to_bytes(figures.draw(name, runs), "svg")
+    svg = draw.to_bytes(draw.draw(name, runs), "svg")
     return {
         "source": f"data:image/svg+xml;base64,{b64encode(svg).decode()}",
-        "text": figures.description(name, runs),
-        "caption": figures.caption(name, runs),
+        "text": draw.description(name, runs),
+        "caption": draw.caption(name, runs),
     }
 
 

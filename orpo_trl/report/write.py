@@ -4,7 +4,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from orpo_trl.report import figures
+from orpo_trl.report import draw
 from orpo_trl.report.history import number
 from orpo_trl.report.page import render
 from orpo_trl.report.run import Run, read_runs
@@ -46,9 +46,9 @@ def write_pictures(runs: list[Run], folder: Path) -> list[Path]:
     """A PNG file of each figure that has values, named like it."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name in figures.drawable(runs):
+    for name in draw.drawable(runs):
         paths.append(folder / f"{name}.png")
-        paths[-1].write_bytes(figures.to_bytes(figures.draw(name, runs), "png"))
+        paths[-1].write_bytes(draw.to_bytes(draw.draw(name, runs), "png"))
     return paths
 
 

@@ -6,12 +6,12 @@ from dataclasses import fields
 
 import pytest
 from datasets import Dataset
-from helpers import REPOSITORY, make_dataset, make_rows, settings, tiny_model
+from support.small import REPOSITORY, make_dataset, make_rows, settings, tiny_model
 
 from orpo_trl import ORPOConfig, ORPOTrainer
 from orpo_trl.callbacks.record import fingerprint, git_revision
+from orpo_trl.pairs.preparation import PreparationReport
 from orpo_trl.pairs.prepare import prepare_pairs
-from orpo_trl.pairs.report import PreparationReport
 from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.recipe.files import read_recipe
 from orpo_trl.recipe.parse import build_settings, load_recipe

@@ -11,8 +11,8 @@ import termios
 from types import SimpleNamespace
 
 import pytest
-from helpers import REPOSITORY
-from launch import TRAIN_ENVIRONMENT
+from support.processes import TRAIN_ENVIRONMENT
+from support.small import REPOSITORY
 
 from orpo_trl.callbacks.terminal import LINES_PER_HEADER, TerminalProgress
 

@@ -7,9 +7,9 @@ import os
 import pytest
 import wandb
 import yaml
-from helpers import make_dataset, settings, tiny_model
+from support.small import make_dataset, settings, tiny_model
+from support.wandb_file import read_offline_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from wandb_file import read_offline_run
 
 from orpo_trl import ORPOTrainer, trainer_checks
 from orpo_trl.callbacks.trackers import TrackerError

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from helpers import tiny_model
-from launch import cpu_engine, train
 from peft import PeftModel
 from safetensors.torch import load_file
+from support.processes import cpu_engine, train
+from support.small import tiny_model
 from transformers import AutoModelForCausalLM
 
 from orpo_trl.run_folder import read_lines

@@ -5,9 +5,9 @@ import math
 import subprocess
 
 import pytest
-from foreign_configs import CONFIGS
-from helpers import REPOSITORY, make_rows
-from launch import ORPO_TRL, TRAIN_ENVIRONMENT
+from support.foreign_configs import CONFIGS
+from support.processes import ORPO_TRL, TRAIN_ENVIRONMENT
+from support.small import REPOSITORY, make_rows
 
 from orpo_trl.recipe.parse import load_recipe
 

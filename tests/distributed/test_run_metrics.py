@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from helpers import REPOSITORY, make_rows, tiny_model
-from launch import cpu_engine, train
+from support.processes import cpu_engine, train
+from support.small import REPOSITORY, make_rows, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orpo_trl.batch import PairCollator
-from orpo_trl.evaluation.logps import prepare_model, score_pairs
 from orpo_trl.metrics import length_bucket
 from orpo_trl.pairs.prepare import prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
+from orpo_trl.scoring.logps import prepare_model, score_pairs
 
 BETA = 0.3
 # 19 rows in optimiser steps of 8: the last one has 3, so that of two processes one has two rows, and one has one.

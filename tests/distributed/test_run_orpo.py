@@ -6,8 +6,8 @@ import runpy
 
 import pytest
 import torch
-from helpers import REPOSITORY, make_rows
-from launch import ENGINES, cpu_engine, launch
+from support.processes import ENGINES, cpu_engine, launch
+from support.small import REPOSITORY, make_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SCRIPT = REPOSITORY / "scripts" / "run_orpo.py"

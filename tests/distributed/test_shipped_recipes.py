@@ -6,13 +6,13 @@ import subprocess
 
 import pytest
 from click.testing import CliRunner
-from helpers import REPOSITORY, make_rows
-from launch import ORPO_TRL, TRAIN_ENVIRONMENT
+from support.processes import ORPO_TRL, TRAIN_ENVIRONMENT
+from support.small import REPOSITORY, make_rows
 from transformers import AutoTokenizer
 
 from orpo_trl.cli import main
+from orpo_trl.paths import RECIPES
 from orpo_trl.recipe.parse import load_recipe
-from orpo_trl.shipped import RECIPES
 
 MODEL = "recipes/quickstart/model"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))

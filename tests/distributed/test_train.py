@@ -5,8 +5,8 @@ import shlex
 import subprocess
 
 import pytest
-from helpers import REPOSITORY
-from launch import ORPO_TRL, TRAIN_ENVIRONMENT
+from support.processes import ORPO_TRL, TRAIN_ENVIRONMENT
+from support.small import REPOSITORY
 
 
 def losses(folder):

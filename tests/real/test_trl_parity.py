@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from datasets import load_dataset
-from helpers import settings, tiny_model
+from support.small import settings, tiny_model
 from trl.experimental.orpo import ORPOConfig as TRLConfig
 from trl.experimental.orpo import ORPOTrainer as TRLTrainer
 

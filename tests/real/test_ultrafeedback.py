@@ -1,6 +1,6 @@
 """Preparation of real, dirty rows with the real tokenizer."""
 
-from helpers import REPOSITORY
+from support.small import REPOSITORY
 from transformers import AutoTokenizer
 
 from orpo_trl.config import DataArguments

@@ -3,15 +3,15 @@
 import json
 
 import pytest
-import reference
 import torch
-from helpers import tiny_model
+from support import reference
+from support.small import tiny_model
 
 from orpo_trl.config import DataArguments
-from orpo_trl.evaluation.run_logps import run_logps
 from orpo_trl.pairs.load import load_pairs
 from orpo_trl.pairs.prepare import prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
+from orpo_trl.scoring.run_logps import run_logps
 
 
 def test_scores_equal_plain_forward_passes(data, mistral_tokenizer, tmp_path):

@@ -2,7 +2,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import REPOSITORY
+from support.small import REPOSITORY
 
 from orpo_trl.recipe.library import FIELDS, GROUPS, RecipeHeader, read_header, readme, shipped_recipes
 

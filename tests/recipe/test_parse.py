@@ -2,9 +2,9 @@ import re
 
 import pytest
 
+from orpo_trl.paths import RECIPES
 from orpo_trl.recipe.files import RecipeError
 from orpo_trl.recipe.parse import parse_recipe
-from orpo_trl.shipped import RECIPES
 
 
 def write(tmp_path, text):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from run_folders import MISTRAL, history, sample, write_run
+from support.run_folders import MISTRAL, history, sample, write_run
 
 from orpo_trl.report.write import write_report
 

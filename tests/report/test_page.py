@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_folders import MISTRAL, Page, history, metrics, sample
+from support.run_folders import MISTRAL, Page, history, metrics, sample
 
-from orpo_trl.pairs.report import LengthStats, PreparationReport, SourceReport
+from orpo_trl.pairs.preparation import LengthStats, PreparationReport, SourceReport
 from orpo_trl.report.page import render
 from orpo_trl.report.run import Run
 from orpo_trl.report.tables import differences, groups, summary

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from run_folders import history, metrics, write_run
+from support.run_folders import history, metrics, write_run
 
 from orpo_trl.cli import main
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from run_folders import close, history, metrics, sample, write_lines, write_run
+from support.run_folders import close, history, metrics, sample, write_lines, write_run
 
 from orpo_trl.report.history import MARGIN, held_out, labels, last_values, number, training
 from orpo_trl.report.run import Run, read_run, read_runs

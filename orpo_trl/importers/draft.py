@@ -1,0 +1,194 @@
+"""The draft of a recipe: each key of another tool's config becomes settings or a note."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from orpo_trl.importers.tables import OURS
+from orpo_trl.recipe.sections import SECTIONS
+
+
+class ImportProblem(ValueError):
+    """A file that is no ORPO config of a known tool, or a value of it that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What the reader of an imported recipe must know; `key` and `line` are those of the imported file."""
+
+    key: str | None
+    line: int | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A recipe made from another tool's config.
+
+    Attributes:
+        tool: its name, as its users write it.
+        settings: our keys to plain values, in the order of `SECTIONS`.
+        no_equal: keys without an equal here, and what happens instead.
+        differences: where the objective or the treatment of the data differs.
+        became: each key of theirs to the keys of ours that it became; none where it says nothing (`null`), or says no
+            more than that the config is ORPO's (`rl: orpo`). Keys of `no_equal` are not in it.
+        origins: our keys to where their values come from, where that is not a key of the same name.
+    """
+
+    tool: str
+    settings: dict[str, Any]
+    no_equal: list[Note]
+    differences: list[Note]
+    became: dict[str, tuple[str, ...]]
+    origins: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A config file: its path, values by key, and the line of each key, by path (`("datasets", 0, "path")`)."""
+
+    path: Path
+    values: dict[str, Any]
+    lines: Mapping[tuple, int] = field(default_factory=dict)
+
+    def line(self, *path: str | int) -> int | None:
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path)
+
+    def fail(self, key: str, text: str) -> NoReturn:
+        line = self.line(key)
+        raise ImportProblem(f"{self.path}{'' if line is None else f':{line}'}: `{key}`: {text}")
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool whose configs are read.
+
+    Attributes:
+        id: how the command line names it.
+        name: how its users write it.
+        renamed: their keys to ours, values unchanged.
+        converted: the keys that `convert` reads, to (ours or None, one phrase on how).
+        dropped: their keys to why there is no equal, and what happens instead.
+        switches: keys of `dropped` that say nothing where they are false.
+        same: keys of ours that it has too, with the same meaning.
+        convert: completes a draft: values that change, the tool's defaults where ours differ, and the differences.
+        check: None for an ORPO config, else what was expected and what was found.
+    """
+
+    id: str
+    name: str
+    renamed: Mapping[str, str]
+    converted: Mapping[str, tuple[str | None, str]]
+    dropped: Mapping[str, str]
+    switches: frozenset[str]
+    convert: Callable[["Draft"], None]
+    check: Callable[[dict[str, Any]], str | None]
+    same: frozenset[str] = frozenset(OURS)
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a value says no more than the key's absence."""
+    return value is None or value in ("", [], {})
+
+
+class Draft:
+    """A recipe in the making. Each key of the config is taken once, and becomes settings or a note."""
+
+    def __init__(self, tool: Tool, config: Config):
+        self.tool = tool
+        self.config = config
+        self.settings: dict[str, Any] = {}
+        self.no_equal: list[Note] = []
+        self.differences: list[Note] = []
+        self.became: dict[str, tuple[str, ...]] = {}
+        self.origins: dict[str, str] = {}
+
+    def fill(self) -> "Draft":
+        """Takes the keys that the tables answer, then lets the tool read the rest."""
+        for key, value in self.config.values.items():
+            if is_empty(value) or (value is False and key in self.tool.switches):
+                self.became[key] = ()
+            elif key in self.tool.converted:
+                continue
+            elif key in self.tool.dropped:
+                self.drop(key)
+            elif key in self.tool.renamed or key in self.tool.same:
+                self.set(self.tool.renamed.get(key, key), value, key)
+            else:
+                self.drop(key, "nothing here has this name or purpose; left out")
+        self.tool.convert(self)
+        return self
+
+    def take(self, key: str, kinds: type | tuple[type, ...], expected: str, default: Any = None) -> Any:
+        """The value of a converted key, `default` where it is absent or empty."""
+        assert key in self.tool.converted, key
+        value = self.config.values.get(key)
+        if is_empty(value):
+            return default
+        wrong = isinstance(value, bool) and bool not in (kinds if isinstance(kinds, tuple) else (kinds,))
+        if wrong or not isinstance(value, kinds):
+            self.config.fail(key, f"expected {expected}, received {value!r:.60}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float | None:
+        return self.take(key, (int, float), "a number", default)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        return self.take(key, bool, "true or false", default)
+
+    def has(self, key: str) -> bool:
+        return not is_empty(self.config.values.get(key))
+
+    def set(self, ours: str, value: Any, *theirs: str, why: str = "") -> None:
+        """A setting that comes from keys of theirs, or from none of them: then `why` says where from."""
+        present = [key for key in theirs if self.has(key)]
+        if ours in self.settings:
+            by = self.origins.get(ours, ours)
+            for key in present:
+                self.drop(key, f"`{ours}` is set already, by {by}")
+            return
+        self.settings[ours] = value
+        for key in present:
+            self.became[key] = (*self.became.get(key, ()), ours)
+        origin = why or ", ".join(key for key in present if key != ours)
+        if origin or not present:
+            self.origins[ours] = origin or f"{self.tool.name}'s default"
+
+    def default(self, ours: str, value: Any, why: str = "") -> None:
+        """A setting where the config leaves the choice to the tool, whose default is not ours."""
+        if ours not in self.settings:
+            self.set(ours, value, why=why or f"{self.tool.name}'s default")
+
+    def silent(self, *keys: str) -> None:
+        """Keys that say no more than what is so anyway."""
+        for key in keys:
+            if key in self.config.values:
+                self.became.setdefault(key, ())
+
+    def drop(self, key: str, text: str | None = None, path: tuple = ()) -> None:
+        """A key, or a part of it at a path below, without an equal."""
+        name = ".".join(map(str, (key, *path)))
+        text = self.tool.dropped[key] if text is None else text
+        self.no_equal.append(Note(name, self.config.line(key, *path), f"`{name}`: {text}"))
+
+    def differs(self, text: str, key: str | None = None) -> None:
+        self.differences.append(Note(key, None if key is None else self.config.line(key), text))
+
+    def done(self) -> Imported:
+        """The recipe, in which each key of theirs is accounted for once."""
+        noted = {note.key for note in self.no_equal}
+        became = {}
+        for key in self.config.values:
+            ours = tuple(name for name in self.became.get(key, ()) if name in self.settings)
+            if key in noted:
+                continue
+            if key in self.became and (ours or not self.became[key]):
+                became[key] = ours
+            else:
+                self.drop(key, "beside the other keys it changes nothing; left out")
+        settings = {key: self.settings[key] for keys in SECTIONS.values() for key in keys if key in self.settings}
+        no_equal = sorted(self.no_equal, key=lambda note: note.line or 0)
+        return Imported(self.tool.name, settings, no_equal, self.differences, became, self.origins)

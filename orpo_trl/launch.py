@@ -1,0 +1,174 @@
+"""What shards a run: the recipe's engine, the shipped accelerate configs, and the command line that starts either."""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orpo_trl.paths import RECIPES, RUN_SCRIPT, relative
+
+DEEPSPEED = ("zero2", "zero3")
+ENGINES = (*DEEPSPEED, "zero3_offload", "fsdp2", "ddp")
+_OF_SEVERAL = ("machine_rank", "main_process_ip", "main_process_port")
+
+
+def resolve_deepspeed(deepspeed: str | dict | None) -> str | dict | None:
+    """What the recipe's `deepspeed` stands for in this process.
+
+    `zero2` and `zero3` name files of recipes/deepspeed/. An engine of the accelerate config that the run was launched
+    with wins over the recipe's, and a run of one process has nothing to shard.
+    """
+    if deepspeed not in DEEPSPEED:
+        return deepspeed
+    launched = any(os.environ.get(f"ACCELERATE_USE_{engine}") == "true" for engine in ("DEEPSPEED", "FSDP"))
+    if launched or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    return str(RECIPES / "deepspeed" / f"{deepspeed}.json")
+
+
+def start_deepspeed_on_cpu() -> None:
+    """Open DeepSpeed's communication, which accelerate does for accelerators alone.
+
+    Without it, DeepSpeed counts one process.
+    """
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What `orpo-trl train` was asked for.
+
+    Attributes:
+        engine: one of `ENGINES`, or an accelerate config file; None for the recipe's own.
+        num_processes: GPUs of all machines together; None for all of this machine's.
+        num_machines, machine_rank, main_process_ip, main_process_port: as in `accelerate launch`.
+    """
+
+    engine: str | None = None
+    num_processes: int | None = None
+    num_machines: int = 1
+    machine_rank: int | None = None
+    main_process_ip: str | None = None
+    main_process_port: int | None = None
+
+
+def launch_command(launch: Launch, recipe: str, overrides: list[str], own: dict[str, Any], gpus: int) -> list[str]:
+    """The `accelerate launch` command line of a run.
+
+    It always names a config file and the number of processes: otherwise the defaults that the user once gave to
+    `accelerate config` would decide.
+
+    Args:
+        launch: what was asked for.
+        recipe: path of the recipe.
+        overrides: passed on as they are.
+        own: the recipe's `deepspeed` and `fsdp`, which an engine that was asked for replaces.
+        gpus: of this machine; 0 for a CPU.
+
+    Raises:
+        ValueError: naming the flags that are missing or do not fit together.
+    """
+    named = own.get("deepspeed") if own.get("deepspeed") in DEEPSPEED else None
+    processes = max(gpus, 1) if launch.num_processes is None else launch.num_processes
+    engine = launch.engine or _default_engine(launch, named, processes, gpus)
+    _check(launch, engine, processes, gpus)
+    if launch.engine is not None:
+        overrides = [*overrides, *(word for key, value in own.items() if value for word in (f"--{key}", "null"))]
+    command = [_accelerate(), "launch", "--quiet", "--config_file", str(_config_file(engine, launch, gpus))]
+    if launch.engine in (None, *ENGINES) or launch.num_processes is not None:
+        command += ["--num_processes", str(processes)]
+    if processes == 1 and gpus > 1:
+        # A process that sees several GPUs would take them all, one batch over all of them.
+        command += ["--gpu_ids", os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]]
+    for name in ("machine_rank", "main_process_ip", "main_process_port"):
+        value = getattr(launch, name)
+        if value is not None:
+            command += [f"--{name}", str(value)]
+    if launch.num_machines > 1:
+        command += ["--num_machines", str(launch.num_machines)]
+    return [*command, str(relative(RUN_SCRIPT)), recipe, *overrides]
+
+
+def _default_engine(launch: Launch, named: str | None, processes: int, gpus: int) -> str:
+    """Where none is asked for: the recipe shards by itself in processes that are merely several."""
+    if processes == 1:
+        return "single"
+    if not gpus or (launch.num_machines > 1 and named == "zero3"):
+        return named or "ddp"
+    return "ddp"
+
+
+def _check(launch: Launch, engine: str, processes: int, gpus: int) -> None:
+    several = launch.num_machines > 1
+    for name in ("num_processes", "num_machines"):
+        value = getattr(launch, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}.")
+    if engine not in ("single", *ENGINES) and not _is_accelerate_config(Path(engine)):
+        raise ValueError(f"--engine: expected {', '.join(ENGINES)} or an accelerate config, got {engine!r}.")
+    _check_machines(launch)
+    if launch.engine == "ddp" and processes < 2:
+        raise ValueError("--engine ddp needs two processes or more; a single one starts without --engine.")
+    if engine not in ("single", *ENGINES):
+        return
+    if not several and gpus and processes > gpus:
+        raise ValueError(f"--num_processes {processes}: this machine has {gpus} GPU{'s' if gpus > 1 else ''}.")
+    if not gpus and engine != "single" and not _config_file(engine, launch, gpus).is_file():
+        asked = f"not under {engine}" if launch.engine else "and the recipe names none of them"
+        raise ValueError(f"On a CPU, processes start under --engine zero2, zero3 or fsdp2 alone, {asked}.")
+
+
+def _check_machines(launch: Launch) -> None:
+    if launch.num_machines < 2:
+        given = [f"--{name}" for name in _OF_SEVERAL if getattr(launch, name) is not None and launch.machine_rank != 0]
+        if given:
+            raise ValueError(f"{', '.join(given)}: these are for --num_machines 2 or more.")
+        return
+    missing = [f"--{name}" for name in ("num_processes", *_OF_SEVERAL[:2]) if getattr(launch, name) is None]
+    if missing:
+        raise ValueError(
+            f"--num_machines {launch.num_machines} also needs {', '.join(missing)}: --num_processes counts the GPUs of "
+            "all machines, --machine_rank is this one's number from 0, --main_process_ip the address of rank 0."
+        )
+    if launch.num_processes % launch.num_machines:
+        raise ValueError(
+            f"--num_processes {launch.num_processes} is not a multiple of --num_machines {launch.num_machines}."
+        )
+    if not 0 <= launch.machine_rank < launch.num_machines:
+        raise ValueError(f"--machine_rank must be from 0 to {launch.num_machines - 1}, got {launch.machine_rank}.")
+
+
+def _is_accelerate_config(path: Path) -> bool:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return isinstance(config, dict) and "distributed_type" in config
+
+
+def _config_file(engine: str, launch: Launch, gpus: int) -> Path:
+    if engine not in ("single", *ENGINES):
+        return Path(engine)
+    folder = RECIPES / "accelerate"
+    if not gpus and engine != "single":
+        return relative(folder / f"cpu_{engine}.yaml")
+    return relative(folder / ("multi_node.yaml" if launch.num_machines > 1 and engine == "zero3" else f"{engine}.yaml"))
+
+
+def _accelerate() -> str:
+    """The accelerate of this environment, by name alone where the shell would find the same one."""
+    own, found = Path(sys.executable).parent / "accelerate", shutil.which("accelerate")
+    return str(own) if own.exists() and found != str(own) else "accelerate"
+
+
+def count_gpus() -> int:
+    """Accelerators of this machine."""
+    import torch
+
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0

@@ -1,0 +1,168 @@
+"""What `orpo-trl logps` does: names of a model and a dataset to records, a file of them, and a summary."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+from transformers import PreTrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from orpo_trl.batch import PairCollator
+from orpo_trl.config import DataArguments, ModelArguments
+from orpo_trl.pairs.load import load_pairs
+from orpo_trl.pairs.prepare import longest_rows, prepare_pairs
+from orpo_trl.pairs.tokenize import PairRules
+from orpo_trl.scoring.logps import RECORD, prepare_model, score_pairs
+from orpo_trl.scoring.models import find_device, load_model, load_tokenizer_for, require_model
+
+FORMATS = (".jsonl", ".parquet")
+# What the closing summary has the means of.
+_SUMMARY = {
+    "is_correct": "accuracy (chosen more likely than rejected)",
+    "chosen_logp": "log-probability of chosen, per token",
+    "rejected_logp": "log-probability of rejected, per token",
+    "log_or": "log odds ratio",
+}
+
+
+def run_logps(
+    model: str,
+    data: str,
+    output: Path | None = None,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    tokenizer: str | None = None,
+    chat_template_path: str | None = None,
+    on_malformed: str = "error",
+    pair_layout: str = "auto",
+    max_tokens: int = 8192,
+    dtype: str = "auto",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    **rules: Any,
+) -> list[dict[str, Any]]:
+    """Score the pairs of a dataset; report and summary go to standard error.
+
+    Args:
+        model: Hub id or folder, of a model or a PEFT adapter.
+        data: as `DataArguments.dataset_name`; `split` and `config` choose in it.
+        output: .jsonl or .parquet file to write, in one piece at the end.
+        tokenizer: where it is not the model's own.
+        device: torch's name of it; by default the GPU where there is one.
+        chat_template_path, on_malformed, pair_layout, trust_remote_code: as in `ORPOConfig`.
+        dtype: as in `ModelArguments`.
+        max_tokens: as in `score_pairs`.
+        rules: fields of `PairRules`.
+
+    Returns:
+        Records as `score_pairs` makes them.
+
+    Raises:
+        ValueError, OSError: for what is the user's to mend; before the weights are loaded, where it can be known.
+    """
+    if output is not None:
+        _check_output(output)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        transformers_logging.disable_progress_bar()
+    where = find_device(device)
+    model_args = ModelArguments(model_name_or_path=model, tokenizer_name_or_path=tokenizer, dtype=dtype)
+    require_model(model_args, trust_remote_code)
+    encoder = load_tokenizer_for(model_args, chat_template_path, trust_remote_code)
+    data_args = DataArguments(dataset_name=data, dataset_config=config, dataset_train_split=split)
+    rows, _ = load_pairs(data_args, with_test=False)
+    pairs, report = prepare_pairs(rows, encoder, PairRules(**rules), split, on_malformed)
+    print(report, file=sys.stderr)
+    loaded = load_model(model_args, where, trust_remote_code)
+    _check_fits(pairs, loaded.config.get_text_config())
+    padding = encoder.eos_token_id if encoder.pad_token_id is None else encoder.pad_token_id
+    # Prompts are not scored, so that a GPU's head leaves them out.
+    collator = PairCollator(padding, nll_scope="completion", layout=prepare_model(loaded, pair_layout))
+    start = time.perf_counter()
+    try:
+        records = score_pairs(loaded, pairs, collator, max_tokens)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"--max_tokens {max_tokens}: out of memory on {where}, set fewer. {error}") from error
+    seconds = time.perf_counter() - start
+    if output is not None:
+        write_records(records, output)
+    print(summary(records), file=sys.stderr)
+    tokens = sum(pairs["length"])
+    print(f"time: {seconds:.1f} s, {tokens / seconds:,.0f} unique tokens/s on {where}", file=sys.stderr)
+    return records
+
+
+def json_lines(records: list[dict[str, Any]]) -> Iterator[str]:
+    """Records as JSON Lines."""
+    return (json.dumps(record) + "\n" for record in records)
+
+
+def write_records(records: list[dict[str, Any]], path: Path) -> None:
+    """Write records to a .jsonl or .parquet file, which is there in whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if path.suffix == ".parquet":
+            pq.write_table(pa.Table.from_pylist(records, RECORD), unfinished)
+        else:
+            with open(unfinished, "w", encoding="utf-8") as file:
+                file.writelines(json_lines(records))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def summary(records: list[dict[str, Any]]) -> str:
+    """Counts, and means over the pairs (over all rows where there is no pair), as text for people."""
+    pairs = [record for record in records if record["rejected_tokens"] is not None]
+    lines = [f"rows: {len(records):,}, of which pairs: {len(pairs):,}"]
+    for name, label in _SUMMARY.items():
+        values = [record[name] for record in pairs or records if record[name] is not None]
+        if values:
+            lines.append(f"{label}: {fmean(values):.4f}")
+    lost = sum(
+        record["chosen_logp"] is None or (record["rejected_logp"] is None and record["rejected_tokens"] is not None)
+        for record in records
+    )
+    if lost:
+        lines.append(f"not finite, and left out of the means: {lost:,} rows")
+    return "\n".join(lines)
+
+
+def _check_output(path: Path) -> None:
+    if path.suffix not in FORMATS:
+        raise ValueError(f"--output: expected a file ending in {' or '.join(FORMATS)}, received {path}")
+    if path.exists():
+        raise ValueError(f"--output: {path} exists already")
+    if not path.parent.is_dir():
+        raise ValueError(f"--output: the folder {path.parent} does not exist")
+
+
+def _check_fits(pairs: Dataset, config: PreTrainedConfig) -> None:
+    """Refuses tokens and positions that the model has no weights for."""
+    vocabulary, positions = config.vocab_size, getattr(config, "max_position_embeddings", None)
+    table = pairs.with_format("arrow")[:]
+    largest = max(
+        pc.max(pc.list_flatten(table[f"{part}_ids"])).as_py() or 0 for part in ("prompt", "chosen", "rejected")
+    )
+    if largest >= vocabulary:
+        raise ValueError(
+            f"The rows have token id {largest}, and the model embeds {vocabulary:,} tokens. Set --tokenizer."
+        )
+    longest = max(longest_rows(pairs))
+    if positions is not None and longest > positions:
+        raise ValueError(
+            f"The longest row has {longest:,} tokens, more than the model's {positions:,} positions. Set --max_length "
+            f"{positions} to cut responses, and --max_prompt_length to leave out rows with long prompts."
+        )
