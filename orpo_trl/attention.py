@@ -1,6 +1,5 @@
 """How a transformers model reads the packed row of `PairCollator`, in which each rejected response shares a prompt."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.utils.generic import is_flash_attention_requested
+
+from orpo_trl.upstream import attention_name, eager_attention, is_flash_attention_requested, set_attention_name
 
 # Model types of transformers for which tests/test_attention.py shows that the packed row gives the loss and gradient of
 # padded rows. Any other falls back to them: what mixes tokens in another way (a state carried along the row,
@@ -46,7 +46,7 @@ def why_not_exact(model: nn.Module) -> str | None:
         return f"{name} is not a model of the transformers library"
     if config.model_type not in EXACT_MODEL_TYPES:
         return f"{name} (model type `{config.model_type}`) is not known to read packed rows exactly"
-    implementation = config._attn_implementation
+    implementation = attention_name(config)
     enabled = implementation.startswith(_PREFIX)
     if not enabled and implementation not in ("sdpa", "eager") and not is_flash_attention_requested(config):
         return f"packed rows need `attn_implementation` sdpa, eager or a flash attention, not {implementation}"
@@ -94,17 +94,14 @@ def enable_packed_rows(model: nn.Module) -> None:
     """
     model = _without_adapter(model)
     config = model.config
-    name = config._attn_implementation
+    name = attention_name(config)
     if name.startswith(_PREFIX):  # by an earlier trainer
         return
-    if name == "eager":
-        # Every model brings its own, which the registry does not have.
-        attention = sys.modules[type(model).__module__].eager_attention_forward
-    else:
-        attention = AttentionInterface()[name]
+    attention = eager_attention(model) if name == "eager" else AttentionInterface()[name]
     if not is_flash_attention_requested(config):
         mask = AttentionMaskInterface()[name]
-        name = config._attn_implementation = f"{_PREFIX}{config.model_type}_{name}"
+        name = f"{_PREFIX}{config.model_type}_{name}"
+        set_attention_name(config, name)
         AttentionMaskInterface.register(name, partial(_mask_unless_packed, mask))
     elif isinstance(attention, partial):  # for another model
         return

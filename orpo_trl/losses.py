@@ -1,7 +1,7 @@
-"""The odds-ratio term of ORPO (Hong et al. 2024, arXiv 2403.07691), as pure functions of tensors.
+"""The objective of ORPO (Hong et al. 2024, arXiv 2403.07691), as pure functions of tensors. All of it is in this file.
 
-With p = P(y|x)^(1/|y|), the geometric mean of a response's token probabilities, and log p its mean token
-log-probability:
+The model learns to write the chosen response (the NLL term), and to prefer it to the rejected one (the odds-ratio
+term). With log p(y) the mean token log-probability of a response, and p its exponential:
 
     odds(y)   = p / (1 - p)                                                      (paper, eq. 4)
     log odds  = log p - log(1 - p)
@@ -9,14 +9,27 @@ log-probability:
     L_ORPO    = L_NLL(y_w) + lambda * L_OR                                        (paper, eq. 6)
 
 Symbols: x prompt, y_w chosen response, y_l rejected response, lambda the weight that TRL calls `beta`.
+
+    orpo_loss                       eq. 6
+      nll_sum                       the NLL term; `nll_tokens`, `nll_divisors` and `nll_units` are its reductions
+      odds_ratio_loss               eq. 7, mean over pairs
+        log_odds_ratio              eq. 5
+          log_odds                  eq. 4
+            pair_logps              log p of each response
+              response_sums
+
+Each sum covers a micro-batch; the counts that it is divided by cover the whole optimiser step, over all ranks and
+accumulation steps. So the loss does not depend on how a global batch is split.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
-# The slope of the log odds is 1 / (1 - p), without bound as p -> 1. Above this mean log-probability the log odds go on
-# along their tangent, so the slope never exceeds 1 / (1 - exp(-1e-4)), about 1e4, and stays positive: a response that
-# the model is certain of is still pushed, by a bounded amount.
+# The slope of the log odds is 1 / (1 - p), without bound as p -> 1. Above this mean log-probability the curve is
+# replaced by its tangent. So the slope never exceeds 1 / (1 - exp(-1e-4)), about 1e4, and stays positive: a response
+# that the model is certain of still gets a gradient, of bounded size.
 MAX_EXACT_LOGP = -1e-4
 MAX_SLOPE = 10_000.5
 
@@ -24,6 +37,9 @@ MAX_SLOPE = 10_000.5
 MIN_LOGP = -1e30
 
 _LOG_HALF = -0.6931471805599453
+
+
+# ---- Odds-ratio term -------------------------------------------------------------------------------------------------
 
 
 def log1mexp(x: torch.Tensor) -> torch.Tensor:
@@ -102,3 +118,128 @@ def odds_ratio_delta(log_ratio: torch.Tensor) -> torch.Tensor:
         preference, near 0 where it prefers the chosen one by far.
     """
     return torch.sigmoid(-log_ratio)
+
+
+# ---- NLL term --------------------------------------------------------------------------------------------------------
+
+# The NLL term of an optimiser step is
+#
+#     sum over its tokens t of -log p(t) / divisor(t)  /  units of the step
+#
+# | reduction        | divisor of a token        | units         |
+# | ---------------- | ------------------------- | ------------- |
+# | token_mean       | 1                         | tokens        |
+# | micro_batch_mean | tokens of its micro-batch | micro-batches |
+# | sequence_mean    | tokens of its row         | rows          |
+# | max_length       | max_length - 1            | rows          |
+
+
+def nll_tokens(prompt: int, response: int, scope: str) -> int:
+    """Tokens of a chosen row that the NLL term covers. Nothing predicts the first token of a row.
+
+    Args:
+        prompt, response: their lengths in tokens.
+        scope: 'sequence' (prompt and response) or 'completion' (the response alone).
+    """
+    return response if scope == "completion" else prompt + response - 1
+
+
+def nll_divisors(tokens: Sequence[int], reduction: str, max_length: int | None = None) -> list[int]:
+    """What the negative log-likelihood of each token of a row is divided by, for the rows of a micro-batch.
+
+    Args:
+        tokens: `nll_tokens` of each row.
+        reduction: 'token_mean', 'micro_batch_mean', 'sequence_mean' or 'max_length'.
+        max_length: of a row in tokens; the reduction 'max_length' alone needs it.
+    """
+    return {
+        "token_mean": [1] * len(tokens),
+        "micro_batch_mean": [sum(tokens)] * len(tokens),
+        "sequence_mean": list(tokens),
+        "max_length": [(max_length or 0) - 1] * len(tokens),
+    }[reduction]
+
+
+def nll_units(tokens: Sequence[int], reduction: str) -> int:
+    """How many tokens, micro-batches or rows a micro-batch adds to what the NLL term is the mean of.
+
+    Args:
+        tokens, reduction: as in `nll_divisors`.
+    """
+    return {"token_mean": sum(tokens), "micro_batch_mean": int(bool(tokens))}.get(reduction, len(tokens))
+
+
+def nll_sum(token_logps: torch.Tensor, divisors: torch.Tensor) -> torch.Tensor:
+    """Sum over a micro-batch of each token's negative log-likelihood / its divisor.
+
+    Args:
+        token_logps: `[rows, seq]`, fp32, log-probability of each scored token.
+        divisors: `[rows, seq]`, int64, from `nll_divisors`; 0 where a token is not part of the NLL term.
+
+    Returns:
+        Scalar, fp32; to be divided by the `nll_units` of the optimiser step.
+    """
+    weights = torch.where(divisors > 0, 1 / divisors.clamp(min=1).to(token_logps.dtype), 0)
+    return -(token_logps * weights).sum()
+
+
+# ---- Log-probabilities of responses ----------------------------------------------------------------------------------
+
+
+def response_sums(token_logps: torch.Tensor, completion_index: torch.Tensor, completions: int) -> torch.Tensor:
+    """log P(y|x): sum of the token log-probabilities of each response.
+
+    Args:
+        token_logps: `[rows, seq]`, log-probability of each scored token.
+        completion_index: `[rows, seq]`, int64, the response that the token belongs to; `completions` for none.
+        completions: number of responses.
+
+    Returns:
+        `[completions]`, of the dtype of `token_logps`.
+    """
+    # One slot more than there are responses takes the tokens that belong to none.
+    sums = token_logps.new_zeros(completions + 1)
+    return sums.index_add(0, completion_index.flatten(), token_logps.flatten())[:-1]
+
+
+def pair_logps(
+    token_logps: torch.Tensor, completion_index: torch.Tensor, completion_lengths: torch.Tensor, pairs: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """log p of both responses of each pair: the mean of their token log-probabilities.
+
+    Args:
+        token_logps, completion_index: as in `response_sums`. Of the responses, the chosen ones of the pairs come first
+            and the rejected ones last, in the order of the pairs.
+        completion_lengths: `[completions]`, int64, scored tokens of each response.
+        pairs: number of pairs.
+
+    Returns:
+        `[pairs]` chosen and `[pairs]` rejected, of the dtype of `token_logps`.
+    """
+    means = response_sums(token_logps, completion_index, len(completion_lengths)) / completion_lengths
+    return means[:pairs], means[len(means) - pairs :]
+
+
+# ---- Equation 6 ------------------------------------------------------------------------------------------------------
+
+
+def orpo_loss(
+    nll: torch.Tensor | float,
+    odds_ratio: torch.Tensor | float,
+    beta: float,
+    units: torch.Tensor | int = 1,
+    pairs: torch.Tensor | int = 1,
+) -> torch.Tensor | float:
+    """L_ORPO = L_NLL + lambda * L_OR (paper, eq. 6), from sums and the counts that make them means.
+
+    Args:
+        nll: scalar, from `nll_sum`, or the NLL term itself with `units` of 1.
+        odds_ratio: scalar, sum of `odds_ratio_loss` over pairs, or their mean with `pairs` of 1.
+        beta: lambda.
+        units: `nll_units` of the optimiser step.
+        pairs: pairs of the optimiser step.
+
+    Returns:
+        Scalar: the part of the micro-batch in the loss of the optimiser step.
+    """
+    return nll / units + beta * odds_ratio / pairs

@@ -2,11 +2,9 @@
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl.kernels import chunked_logprob
-from trl.trainer import utils as trl_utils
-from trl.trainer.utils import disable_dropout_in_model
 
 from orpo_trl.config import ModelArguments
+from orpo_trl.upstream import disable_dropout_in_model
 
 # Modules that call `F.dropout` keep its probability as a plain number under one of these names (OPT: `dropout`;
 # attention layers of most models: `attention_dropout`).
@@ -55,13 +53,3 @@ def disable_dropout(model: torch.nn.Module) -> None:
         for name in _FUNCTIONAL_DROPOUTS:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
-
-
-def shrink_head_tiles() -> None:
-    """Let TRL's fused LM head compute tiles of logits that stay in a CPU's cache, in this process.
-
-    Its tiles are made for GPUs: 4,096 tokens by 32,768 fp32, of which it holds several at a time, are more than all
-    logits of many a batch, and take a CPU three times as long as small ones.
-    """
-    chunked_logprob.TOKEN_CHUNK_SIZE = 512
-    trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = 8192  # the width, in tokens of the vocabulary; TRL has no setting for it

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from datasets import IterableDataset
-from transformers.trainer_pt_utils import BatchRebalanceSampler, get_length_grouped_indices
+
+from orpo_trl.upstream import RankAwareSampler, get_length_grouped_indices
 
 
 class StreamedBatches(torch.utils.data.IterableDataset):
@@ -48,15 +49,13 @@ class StreamedBatches(torch.utils.data.IterableDataset):
             yield pending[mine]
 
 
-class GlobalBatchSampler(BatchRebalanceSampler):
+class GlobalBatchSampler(RankAwareSampler):
     """Deals the rows of each optimiser step to ranks and accumulation steps, each row once.
 
     Distributed samplers repeat rows to fill the last batch, which trains on them twice and counts them twice in
     evaluation. Here the last optimiser step holds exactly the rows that are left: a rank may get fewer than the others,
     or none (`PairCollator` makes a batch of that too). A step's rows depend on seed and epoch alone, not on how many
     ranks and accumulation steps share them.
-
-    `transformers.Trainer` hands a sampler of this base class over rank-aware, without sharding it again.
 
     Args:
         lengths: tokens of each row.
@@ -100,20 +99,20 @@ class GlobalBatchSampler(BatchRebalanceSampler):
         for step in range(self.num_global_batches):
             rows = order[step * self.effective_batch_size : (step + 1) * self.effective_batch_size]
             if self.strategy == "batch_rebalance" and len(rows) == self.effective_batch_size:
-                yield from self._yield_global_batch(rows)
+                yield from self.balanced(rows)
                 continue
             size = self.rows_per_micro_batch
             for slot in range(self._micro_batches(len(rows))):
                 start = (slot * self.dp_size + self.rank) * size
                 yield rows[start : start + size]
 
-    def _assign(self, indices: list[int], lengths: list[int]) -> list[list[list[int]]]:
+    def assign(self, rows: list[int], lengths: list[int]) -> list[list[list[int]]]:
         """Rows of each rank's micro-batches; those that run at the same time are of like cost."""
         if self.is_padded:
-            return super()._assign(indices, lengths)
+            return super().assign(rows, lengths)
         # Longest first, each to the micro-batch with the fewest tokens so far.
         groups: list[tuple[int, int, list[int]]] = [(0, slot, []) for slot in range(self.dp_size * self.grad_accum)]
-        for length, row in sorted(zip(lengths, indices, strict=True), reverse=True):
+        for length, row in sorted(zip(lengths, rows, strict=True), reverse=True):
             tokens, slot, group = groups[0]
             heapq.heapreplace(groups, (tokens + length, slot, [*group, row]))
         ranked = [group for _, _, group in sorted(groups, reverse=True)]

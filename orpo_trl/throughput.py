@@ -14,7 +14,7 @@ from orpo_trl.flops import MatrixWeights, find_device, flops, matrix_weights
 
 GIB = 2**30
 
-# Entries of a batch's `work`, in the order in which ranks tell them.
+# Entries of a batch's `work`, in the order in which ranks exchange them.
 _WORK = ("pairs", "tokens", "unique_tokens", "positions", "padded_positions", "scored", "attended")
 
 
@@ -56,7 +56,7 @@ class Throughput:
 
     @contextmanager
     def pausing(self) -> Iterator[None]:
-        """What runs inside is no training, and takes no time of it. May be nested."""
+        """The time of what runs inside does not count. May be nested."""
         since, self._since = self._since, None
         start = time.perf_counter()
         try:
@@ -66,7 +66,7 @@ class Throughput:
                 self._since = since + time.perf_counter() - start
 
     def numbers(self) -> list[float]:
-        """What this rank has to say of the window, for `metrics` on all ranks."""
+        """Work of this rank in the window, and its peak memory: input of `metrics`, which takes those of all ranks."""
         return [*(self._work[name] for name in _WORK), peak_memory(self.device)]
 
     def metrics(self, of_ranks: list[list[float]]) -> dict[str, float]:
@@ -97,7 +97,7 @@ class Throughput:
         if work["padded_positions"]:
             metrics["throughput/padding_avoided_percent"] = 100 * (1 - work["positions"] / work["padded_positions"])
         if self._weights is not None:
-            # Of the model, not of the hardware: what checkpointing computes again, and filling, do not count.
+            # Of the model, not of the hardware: recomputation by checkpointing and padding do not count.
             done = flops(self._weights, work["unique_tokens"], work["attended"], work["scored"], self.is_frozen)
             metrics["throughput/mfu_percent"] = 100 * done / (seconds * self.peak_flops * len(of_ranks))
         metrics["memory/peak_gib"] = max(rank[-1] for rank in of_ranks) / GIB

@@ -1,11 +1,14 @@
 """What a trainer is given, checked before anything is loaded: mistakes are cheap here."""
 
+import logging
 from pathlib import Path
 
 from datasets import IterableDataset
 from transformers.integrations import is_tensorboard_available, is_trackio_available
 
 from orpo_trl.config import ORPOConfig
+
+logger = logging.getLogger(__name__)
 
 _TRACKERS = {"tensorboard": is_tensorboard_available, "trackio": is_trackio_available}
 
@@ -62,3 +65,19 @@ def check_parallelism(parallelism) -> None:
     for name in ("cp", "sp", "tp"):
         if parallelism is not None and (getattr(parallelism, f"{name}_size", None) or 1) > 1:
             raise ValueError(f"`parallelism_config`: `{name}_size` > 1 is not supported for pairs.")
+
+
+def check_vocabulary(tokenizer, config, args: ORPOConfig) -> None:
+    vocabulary = config.get_text_config().vocab_size
+    if args.padding_value is not None and not 0 <= args.padding_value < vocabulary:
+        raise ValueError(f"`padding_value` must be a token id from 0 to {vocabulary - 1}, got {args.padding_value}.")
+    if len(tokenizer) > vocabulary:
+        logger.warning(
+            "The tokenizer has %d tokens and the model embeds %d: a row with one of the others will fail.",
+            len(tokenizer), vocabulary,
+        )  # fmt: skip
+
+
+def check_collator(data_collator, args: ORPOConfig) -> None:
+    if args.max_tokens_per_micro_batch is not None and not hasattr(data_collator, "positions"):
+        raise ValueError("`max_tokens_per_micro_batch` needs a `data_collator` that counts `positions`.")

@@ -21,8 +21,8 @@ from trl.experimental.orpo import ORPOTrainer as TRLTrainer
 import orpo_trl.attention
 from orpo_trl import ORPOTrainer
 from orpo_trl.attention import EXACT_MODEL_TYPES, enable_packed_rows, reading_packed_row, why_not_exact
-from orpo_trl.batch import MODEL_INPUTS, PairCollator, nll_sum, pair_logps
-from orpo_trl.losses import log_odds_ratio, odds_ratio_loss
+from orpo_trl.batch import MODEL_INPUTS, PairCollator
+from orpo_trl.losses import log_odds_ratio, nll_sum, odds_ratio_loss, pair_logps
 
 BETA = 0.5
 # The models that issue reports and papers of ORPO name, tested on more pairs than the rest.
@@ -68,8 +68,9 @@ def token_logps(model, batch: dict) -> torch.Tensor:
 def loss_of(model, pairs: list[dict], layout: str) -> torch.Tensor:
     batch = on_device(PairCollator(0, layout=layout)(pairs), model.device)
     logps = token_logps(model, batch)
-    odds_ratio = odds_ratio_loss(log_odds_ratio(*pair_logps(logps, batch))).sum() / max(batch["num_pairs"], 1)
-    return nll_sum(logps, batch) / batch["num_nll_units"] + BETA * odds_ratio
+    of_pairs = pair_logps(logps, batch["completion_index"], batch["completion_lengths"], batch["num_pairs"])
+    odds_ratio = odds_ratio_loss(log_odds_ratio(*of_pairs)).sum() / max(batch["num_pairs"], 1)
+    return nll_sum(logps, batch["nll_divisors"]) / batch["num_nll_units"] + BETA * odds_ratio
 
 
 def assert_same(loss, gradient, other_loss, other_gradient):

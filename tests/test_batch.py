@@ -7,14 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orpo_trl.batch import (
-    COUNTS,
-    PairCollator,
-    TokenBudget,
-    micro_batches,
-    nll_sum,
-    pair_logps,
-)
+from orpo_trl.batch import COUNTS, PairCollator
+from orpo_trl.budget import TokenBudget
+from orpo_trl.losses import nll_sum, pair_logps
 
 IDS = st.lists(st.integers(0, 99), min_size=1, max_size=12)
 EXAMPLES = st.lists(
@@ -23,6 +18,10 @@ EXAMPLES = st.lists(
 REDUCTIONS = ["token_mean", "micro_batch_mean", "sequence_mean", "max_length"]
 MAX_LENGTH = 40
 LAYOUTS = st.sampled_from(["padded", "shared_prefix"])
+
+
+def pair_logps_of(logps: torch.Tensor, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    return pair_logps(logps, batch["completion_index"], batch["completion_lengths"], batch["num_pairs"])
 
 
 def token_logp(context: int, token: int) -> float:
@@ -62,14 +61,14 @@ def test_nll_equals_its_definition(examples, scope, reduction, multiple, layout)
         "max_length": -sum(sum(row) / (MAX_LENGTH - 1) for row in rows),
     }[reduction]
     units = {"token_mean": sum(map(len, rows)), "micro_batch_mean": int(bool(rows))}.get(reduction, len(rows))
-    assert nll_sum(fake_logps(batch), batch).item() == pytest.approx(expected, abs=1e-9)
+    assert nll_sum(fake_logps(batch), batch["nll_divisors"]).item() == pytest.approx(expected, abs=1e-9)
     assert batch["num_nll_units"] == units
 
 
 @given(EXAMPLES, st.sampled_from(["sequence", "completion"]), LAYOUTS)
 def test_pair_logps_are_the_means_over_the_responses(examples, scope, layout):
     batch = PairCollator(0, scope, layout=layout)(examples)
-    chosen, rejected = pair_logps(fake_logps(batch), batch)
+    chosen, rejected = pair_logps_of(fake_logps(batch), batch)
     pairs = [e for e in examples if e["rejected_ids"] is not None]
     for logps, name in ((chosen, "chosen_ids"), (rejected, "rejected_ids")):
         rows = [row_logps(e["prompt_ids"], e[name], "completion") for e in pairs]
@@ -123,13 +122,13 @@ def test_positions_are_counted_without_making_the_batch(examples, multiple, layo
 @given(EXAMPLES, st.integers(1, 80), LAYOUTS)
 def test_budget_splits_the_rows_and_nothing_else(examples, budget, layout):
     collator = PairCollator(0, layout=layout)
-    whole, parts = collator(examples), micro_batches(TokenBudget(collator, budget)(examples))
+    whole, parts = collator(examples), TokenBudget(collator, budget)(examples)["passes"]
     for name in COUNTS[:-1]:
         assert sum(part[name] for part in parts) == whole[name]
     for name in set(whole["work"]) - {"positions", "padded_positions"}:
         assert sum(part["work"][name] for part in parts) == whole["work"][name]
-    assert sum(nll_sum(fake_logps(part), part).item() for part in parts) == pytest.approx(
-        nll_sum(fake_logps(whole), whole).item(), abs=1e-9
+    assert sum(nll_sum(fake_logps(part), part["nll_divisors"]).item() for part in parts) == pytest.approx(
+        nll_sum(fake_logps(whole), whole["nll_divisors"]).item(), abs=1e-9
     )
     for part in parts:
         rows = len(part["completion_lengths"]) - part["num_pairs"]
@@ -156,6 +155,6 @@ def test_a_rank_without_rows_gets_a_batch_that_nothing_scores(layout):
     assert [batch[name] for name in COUNTS] == [0, 0, 0]
     assert set(batch["work"].values()) == {0}
     logps = torch.zeros(batch["input_ids"].shape, requires_grad=True)
-    chosen, rejected = pair_logps(logps, batch)
-    (nll_sum(logps, batch) + chosen.sum() + rejected.sum()).backward()
+    chosen, rejected = pair_logps_of(logps, batch)
+    (nll_sum(logps, batch["nll_divisors"]) + chosen.sum() + rejected.sum()).backward()
     assert logps.grad.tolist() == [[0.0]]

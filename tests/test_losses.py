@@ -17,8 +17,14 @@ from orpo_trl.losses import (
     log1mexp,
     log_odds,
     log_odds_ratio,
+    nll_divisors,
+    nll_sum,
+    nll_tokens,
+    nll_units,
     odds_ratio_delta,
     odds_ratio_loss,
+    orpo_loss,
+    pair_logps,
 )
 
 LOGPS = st.one_of(
@@ -130,3 +136,61 @@ def test_delta_is_the_share_of_the_gradient_that_is_left():
     torch.testing.assert_close(delta, 1 / (1 + odds[0] / odds[1]))
     torch.testing.assert_close(delta, -ratio.grad)
     assert delta[2] == 0.5
+
+
+# ---- NLL term and equation 6 -----------------------------------------------------------------------------------------
+
+# Two rows: a prompt of 3 with a response of 2, and a prompt of 2 with a response of 1. `sequence` covers 4 and 2
+# tokens, `completion` 2 and 1. With -log p of 1 for each token of the first row and 4 for each of the second, over `sequence`:
+# token mean (4 + 8) / 6 = 2; mean of the row means (1 + 4) / 2 = 2.5; sums / (11 - 1), mean over rows (0.4 + 0.8) / 2.
+ROWS = ((3, 2), (2, 1))
+EXPECTED = {"token_mean": 2.0, "micro_batch_mean": 2.0, "sequence_mean": 2.5, "max_length": 0.6}
+
+
+@pytest.mark.parametrize(("scope", "tokens"), [("sequence", [4, 2]), ("completion", [2, 1])])
+def test_scope_decides_the_tokens_of_the_nll(scope, tokens):
+    assert [nll_tokens(prompt, response, scope) for prompt, response in ROWS] == tokens
+
+
+@pytest.mark.parametrize(("reduction", "expected"), EXPECTED.items())
+def test_reductions_of_the_nll_by_hand(reduction, expected):
+    tokens = [nll_tokens(prompt, response, "sequence") for prompt, response in ROWS]
+    divisors = torch.zeros(2, 4, dtype=torch.int64)
+    logps = torch.zeros(2, 4, dtype=torch.float64)
+    for row, (size, divisor) in enumerate(zip(tokens, nll_divisors(tokens, reduction, max_length=11), strict=True)):
+        divisors[row, :size] = divisor
+        logps[row, :size] = -(1, 4)[row]
+    logps[1, 2:] = -100.0  # of no part in the NLL term
+    assert nll_sum(logps, divisors).item() / nll_units(tokens, reduction) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean", "max_length"])
+def test_nll_of_a_step_is_that_of_its_micro_batches(reduction):
+    """Sums over both rows at once, or one by one: the same term, but for `micro_batch_mean`."""
+    tokens = [nll_tokens(prompt, response, "sequence") for prompt, response in ROWS]
+    total = units = 0.0
+    for size, value in zip(tokens, (1, 4), strict=True):
+        divisors = torch.tensor([nll_divisors([size], reduction, 11) * size])
+        total += nll_sum(torch.full((1, size), -float(value), dtype=torch.float64), divisors).item()
+        units += nll_units([size], reduction)
+    assert total / units == pytest.approx(EXPECTED[reduction], abs=1e-12)
+
+
+def test_response_means_leave_out_what_belongs_to_no_response():
+    """Chosen of a pair, chosen without a rejected one, rejected of the pair; index 3 belongs to none."""
+    logps = torch.tensor([[-9.0, -1.0, -2.0, -4.0], [-3.0, -9.0, -0.5, -1.5]])
+    index = torch.tensor([[3, 0, 0, 1], [1, 3, 2, 2]])
+    chosen, rejected = pair_logps(logps, index, torch.tensor([2, 2, 2]), pairs=1)
+    assert (chosen.tolist(), rejected.tolist()) == ([-1.5], [-1.0])
+
+
+def test_equation_6_by_hand():
+    """NLL sum 12 over 6 tokens; L_OR of p = 0.8 against 0.5, ln 1.25, in two of four pairs, else 0."""
+    loss = orpo_loss(12.0, 2 * math.log(1.25), beta=0.1, units=6, pairs=4)
+    assert loss == pytest.approx(2 + 0.1 * math.log(1.25) / 2, abs=1e-12)
+
+
+@given(st.floats(0, 1e3), st.floats(0, 1e3), st.floats(0, 10), st.integers(1, 99), st.integers(1, 99))
+def test_equation_6_of_sums_is_that_of_means(nll, odds_ratio, beta, units, pairs):
+    of_means = orpo_loss(nll / units, odds_ratio / pairs, beta)
+    assert orpo_loss(nll, odds_ratio, beta, units, pairs) == pytest.approx(of_means, rel=1e-12, abs=1e-300)

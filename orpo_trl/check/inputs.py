@@ -175,7 +175,8 @@ def _note_training_pairs(
     flight: Preflight, pairs: Dataset, report: PreparationReport, rows: int, total: int | None
 ) -> None:
     flight.pairs, flight.is_stream = pairs, total is None
-    flight.lengths = pair_lengths(pairs)
+    lengths = pair_lengths(pairs)
+    flight.lengths = np.stack([lengths.prompt, lengths.chosen, lengths.rejected], axis=1)
     flight.num_pairs = round(report.kept * (total or rows) / rows)
     cut = sum(source.cut_chosen for source in report.sources.values())
     if cut > report.kept / 2:

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
+from orpo_trl.lengths import PARTS, PairLengths
 from orpo_trl.pairs.load import ROW_COLUMN, SOURCE_COLUMN
 from orpo_trl.pairs.preparation import MAX_LISTED, LengthStats, PreparationReport, SourceReport
 from orpo_trl.pairs.rows import ROW_COLUMNS
@@ -24,6 +24,7 @@ from orpo_trl.pairs.tokenize import (
     PairRules,
     tokenize_rows,
 )
+from orpo_trl.upstream import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class MalformedRowsError(ValueError):
             f"{rows} not have an accepted shape:\n"
             + "\n".join(f"  {problem}" for problem in problems)
             + more
-            + "\nMend or remove them, or set `on_malformed: drop` to train without them."
+            + "\nFix or remove them, or set `on_malformed: drop` to train without them."
         )
 
 
@@ -111,7 +112,7 @@ def prepare_pairs(
             features=TOKENIZED_FEATURES,
             desc=f"Tokenizing the {name} dataset",
             # `datasets` would know the function by its name alone, and give an upgraded package the old one's tokens.
-            new_fingerprint=Hasher.hash([rows_only._fingerprint, tokenizer, rules, _CODE]),
+            new_fingerprint=fingerprint(rows_only, tokenizer, rules, _CODE),
         )
     sources, rows = _origins(dataset, name)
     status = tokenized.with_format("numpy")["status"][:]
@@ -134,17 +135,10 @@ def column_names(dataset: Dataset | IterableDataset) -> list[str]:
     return dataset.column_names or list(next(iter(dataset), {}))
 
 
-def pair_lengths(pairs: Dataset) -> np.ndarray:
-    """`[pairs, 3]`: tokens of each prepared pair's prompt, chosen and rejected response, 0 where there is none."""
+def pair_lengths(pairs: Dataset) -> PairLengths:
+    """Lengths `[pairs]` of prepared pairs."""
     table = pairs.with_format("arrow")[:]
-    parts = (table[f"{part}_ids"] for part in ("prompt", "chosen", "rejected"))
-    return np.stack([_numpy(pc.list_value_length(part), 0) for part in parts], axis=1)
-
-
-def longest_rows(pairs: Dataset) -> list[int]:
-    """Tokens of each prepared pair's prompt with its longer response: the length of its rows where they are padded."""
-    prompt, chosen, rejected = pair_lengths(pairs).T
-    return (prompt + np.maximum(chosen, rejected)).tolist()
+    return PairLengths(*(_numpy(pc.list_value_length(table[f"{part}_ids"]), 0).astype(np.int64) for part in PARTS))
 
 
 def _tokenize_and_drop(batch: Mapping, indices: list[int], name: str, on_malformed: str, **kwargs) -> dict[str, list]:
@@ -177,7 +171,7 @@ def _origins(dataset: Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _report(name: str, tokenized: Dataset, status: np.ndarray, sources: np.ndarray, rows: np.ndarray):
     table = tokenized.with_format("arrow")[:]
-    lengths = {part: _numpy(pc.list_value_length(table[f"{part}_ids"]), 0) for part in ("prompt", "chosen", "rejected")}
+    lengths = {part: _numpy(pc.list_value_length(table[f"{part}_ids"]), 0) for part in PARTS}
     flags = {flag: _numpy(table[flag], False) for flag in ("chosen_cut", "rejected_cut", "prompt_changed")}
     kept = status == KEPT
     paired = kept & _numpy(pc.is_valid(table["rejected_ids"]), False)

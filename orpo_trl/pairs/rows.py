@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from trl.trainer.utils import remove_none_values
+from orpo_trl.upstream import remove_none_values
 
 Messages: TypeAlias = list[dict[str, Any]]
 

@@ -10,10 +10,10 @@ from datasets import Features, Value
 from datasets import List as ListOf
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from trl.trainer.utils import remove_none_values
 
 from orpo_trl.config import ORPOConfig
 from orpo_trl.pairs.rows import Pair, RowError, is_empty, row_to_pair
+from orpo_trl.upstream import remove_none_values
 
 # What became of a row. KEPT rows reach the model; each other status is a reason for dropping the row.
 KEPT = "kept"

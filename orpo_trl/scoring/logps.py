@@ -13,14 +13,13 @@ from accelerate.utils import send_to_device
 from datasets import Dataset
 from rich.console import Console
 from rich.progress import track
-from trl.trainer.utils import add_fused_lm_head
 
 from orpo_trl.attention import choose_layout, reading_packed_row
-from orpo_trl.batch import MODEL_INPUTS, PairCollator, response_sums
-from orpo_trl.losses import log_odds, odds_ratio_delta
-from orpo_trl.model import shrink_head_tiles
+from orpo_trl.batch import MODEL_INPUTS, PairCollator
+from orpo_trl.losses import log_odds, odds_ratio_delta, response_sums
 from orpo_trl.pairs.load import ROW_COLUMN, SOURCE_COLUMN
-from orpo_trl.pairs.prepare import longest_rows, pair_lengths
+from orpo_trl.pairs.prepare import pair_lengths
+from orpo_trl.upstream import add_fused_lm_head, run_fused_head, use_cpu_head_tiles
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +72,7 @@ def prepare_model(model: torch.nn.Module, pair_layout: str = "auto") -> str:
         logger.warning(reason)
     add_fused_lm_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
     if model.device.type == "cpu":
-        shrink_head_tiles()
+        use_cpu_head_tiles()
     return layout
 
 
@@ -112,14 +111,14 @@ def _passes(pairs: Dataset, collator: PairCollator, max_tokens: int) -> list[lis
     """Row numbers of each forward pass: rows of like length, so that little is filled, and the longest first, so that
     what does not fit into memory is known at once. Pairs come before rows without a rejected response, as in a batch.
     """
-    lengths = pair_lengths(pairs).tolist()
+    lengths = pair_lengths(pairs)
     # The collator counts positions; it needs no ids for that.
     examples = [
         {"prompt_ids": range(prompt), "chosen_ids": range(chosen), "rejected_ids": range(rejected) or None}
-        for prompt, chosen, rejected in lengths
+        for prompt, chosen, rejected in zip(lengths.prompt, lengths.chosen, lengths.rejected, strict=True)
     ]
     passes: list[list[int]] = [[]]
-    for row in np.argsort(longest_rows(pairs), kind="stable")[::-1].tolist():
+    for row in np.argsort(lengths.longest_row, kind="stable")[::-1].tolist():
         if passes[-1] and collator.positions([examples[other] for other in (*passes[-1], row)]) > max_tokens:
             passes.append([])
         passes[-1].append(row)
@@ -131,9 +130,9 @@ def _score(model: torch.nn.Module, examples: list[dict[str, Any]], collator: Pai
     batch = collator(examples)
     inputs = send_to_device({name: batch[name] for name in MODEL_INPUTS if name in batch}, model.device)
     with reading_packed_row() if "segments" in batch else nullcontext():
-        token_logps = model(**inputs, fused_lm_head=True, use_cache=False).log_probs
+        token_logps, _ = run_fused_head(model, inputs)
     lengths = batch["completion_lengths"]
-    sums = response_sums(token_logps.cpu().double(), batch)
+    sums = response_sums(token_logps.cpu().double(), batch["completion_index"], len(lengths))
     logps = sums / lengths
     odds = log_odds(logps)
     # Chosen responses come first, those of pairs before the others; then the rejected ones, which may be fewer.

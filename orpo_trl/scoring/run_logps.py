@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from orpo_trl.batch import PairCollator
 from orpo_trl.config import DataArguments, ModelArguments
 from orpo_trl.pairs.load import load_pairs
-from orpo_trl.pairs.prepare import longest_rows, prepare_pairs
+from orpo_trl.pairs.prepare import pair_lengths, prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.scoring.logps import RECORD, prepare_model, score_pairs
 from orpo_trl.scoring.models import find_device, load_model, load_tokenizer_for, require_model
@@ -160,7 +160,7 @@ def _check_fits(pairs: Dataset, config: PreTrainedConfig) -> None:
         raise ValueError(
             f"The rows have token id {largest}, and the model embeds {vocabulary:,} tokens. Set --tokenizer."
         )
-    longest = max(longest_rows(pairs))
+    longest = pair_lengths(pairs).longest_row.max()
     if positions is not None and longest > positions:
         raise ValueError(
             f"The longest row has {longest:,} tokens, more than the model's {positions:,} positions. Set --max_length "

@@ -7,7 +7,7 @@ from datasets import Dataset, IterableDataset
 from datasets.fingerprint import Hasher
 
 from orpo_trl.pairs.load import ROW_COLUMN, SOURCE_COLUMN
-from orpo_trl.pairs.prepare import PAIR_COLUMNS, MalformedRowsError, longest_rows, prepare_pairs
+from orpo_trl.pairs.prepare import PAIR_COLUMNS, MalformedRowsError, pair_lengths, prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
 
 GOOD = {"prompt": "What does a cow say?", "chosen": " moo", "rejected": " meow"}
@@ -184,10 +184,15 @@ def test_several_processes_give_the_same_pairs(tokenizer):
     assert one[:] == two[:]
 
 
-def test_longest_rows_are_prompts_with_the_longer_response():
+def test_lengths_of_prepared_pairs_are_read_without_their_tokens():
     pairs = [
         {"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4, 5, 6]},
         {"prompt_ids": [1], "chosen_ids": [3, 4], "rejected_ids": [4]},
         {"prompt_ids": [1, 2, 3], "chosen_ids": [3], "rejected_ids": None},
     ]
-    assert longest_rows(Dataset.from_list(pairs)) == [5, 3, 4]
+    lengths = pair_lengths(Dataset.from_list(pairs))
+    assert [part.tolist() for part in (lengths.prompt, lengths.chosen, lengths.rejected)] == [
+        [2, 1, 3],
+        [1, 2, 1],
+        [3, 1, 0],
+    ]

@@ -1,0 +1,125 @@
+"""What a run logs of its pairs: sums of micro-batches, means of a logging window or of an evaluation set."""
+
+import logging
+
+import torch
+from accelerate import Accelerator
+
+from orpo_trl.config import ORPOConfig
+from orpo_trl.losses import odds_ratio_delta, odds_ratio_loss, orpo_loss
+from orpo_trl.metrics import MetricSums, PairGroups
+from orpo_trl.throughput import Throughput
+
+logger = logging.getLogger(__name__)
+
+# Means over pairs, in the order of `PairMetrics.add`.
+PAIR_METRICS = (
+    "log_odds_ratio", "log_odds_chosen", "odds_ratio_delta", "logps/chosen", "logps/rejected", "rewards/accuracies",
+)  # fmt: skip
+
+
+class PairMetrics:
+    """Metrics of training and of evaluation, and warnings of values that are not finite.
+
+    Args:
+        args: of the run; `beta`.
+        accelerator: of the run; means are taken over all of its ranks.
+        throughput: of the run; its numbers are reduced with the metrics, in the same collective.
+        aux_loss_weight: weight of the load-balancing loss of a mixture of experts; None where the model has none.
+    """
+
+    def __init__(
+        self, args: ORPOConfig, accelerator: Accelerator, throughput: Throughput, aux_loss_weight: float | None = None
+    ):
+        self.args, self.accelerator, self.throughput = args, accelerator, throughput
+        self.aux_loss_weight = aux_loss_weight
+        names = ("nll_loss", *PAIR_METRICS, *(() if aux_loss_weight is None else ("aux_loss",)))
+        self.had_non_finite_loss = False
+        self._sums = {"train": MetricSums(names), "eval": MetricSums(names)}
+        self._groups = PairGroups(args.beta)
+        self._last_step = 0
+        self._has_seen_pairs = False
+
+    def start(self, step: int, num_tokens: int) -> None:
+        """A run begins, or resumes after this optimiser step and this many tokens."""
+        self._last_step = step
+        self.throughput.start(num_tokens)
+
+    @torch.no_grad()
+    def add(
+        self,
+        mode: str,
+        batch: dict,
+        nll: torch.Tensor,
+        chosen: torch.Tensor,
+        rejected: torch.Tensor,
+        log_ratio: torch.Tensor,
+        aux_loss: torch.Tensor | None = None,
+    ) -> None:
+        """Add a micro-batch, without waiting for the device.
+
+        Args:
+            mode: 'train' or 'eval'.
+            batch: from `PairCollator`.
+            nll: scalar, from `losses.nll_sum`.
+            chosen, rejected: `[pairs]`, mean token log-probabilities.
+            log_ratio: `[pairs]`, from `losses.log_odds_ratio`.
+            aux_loss: scalar, mean over the micro-batch.
+        """
+        # TRL compares the rewards, which are all 0 at beta = 0.
+        of_pairs = [
+            -odds_ratio_loss(log_ratio), log_ratio, odds_ratio_delta(log_ratio), chosen, rejected,
+            (chosen > rejected).float(),
+        ]  # fmt: skip
+        values = [nll.reshape(1), torch.stack(of_pairs).sum(dim=1)]
+        weights = [batch["num_nll_units"], *[batch["num_pairs"]] * len(of_pairs)]
+        if aux_loss is not None:
+            values.append(aux_loss.float().reshape(1) * batch["num_micro_batches"])
+            weights.append(batch["num_micro_batches"])
+        self._sums[mode].add(torch.cat(values), weights)
+        if mode == "eval":
+            self._groups.add(chosen, rejected, batch["pair_sources"], batch["pair_lengths"])
+
+    def of_training(self, step: int) -> dict[str, float]:
+        """Metrics of the window that ends with an optimiser step. Every rank must call it.
+
+        Returns:
+            Means and throughput, by logged name; `loss` is NaN, and set, only where a value was not finite.
+        """
+        metrics, non_finite, numbers = self._sums["train"].reduce(self.accelerator, self.throughput.numbers())
+        metrics = {**self._with_rewards(metrics), **self.throughput.metrics(numbers)}
+        if non_finite:
+            self.had_non_finite_loss = True
+            metrics["loss"] = float("nan")
+            self._warn_non_finite(f"between steps {self._last_step + 1} and {step}", non_finite)
+        self._last_step = step
+        self._warn_without_pairs("log_odds_ratio" in metrics)
+        return metrics
+
+    def of_evaluation(self, step: int) -> dict[str, float]:
+        """Metrics of a whole evaluation set, without prefix. Every rank must call it."""
+        metrics, non_finite, _ = self._sums["eval"].reduce(self.accelerator)
+        if non_finite:
+            self._warn_non_finite(f"in evaluation at step {step}", non_finite)
+        # The Trainer's own loss is a mean over batches of any size, rows of the last one repeated.
+        loss = orpo_loss(metrics.get("nll_loss", 0.0), -metrics.get("log_odds_ratio", 0.0), self.args.beta)
+        metrics["loss"] = loss + (self.aux_loss_weight or 0.0) * metrics.get("aux_loss", 0.0)
+        return {**self._with_rewards(metrics), **self._groups.reduce()}
+
+    def _with_rewards(self, metrics: dict[str, float]) -> dict[str, float]:
+        """TRL's rewards are beta times the log-probabilities, so they need no sums of their own."""
+        if "logps/chosen" not in metrics or "logps/rejected" not in metrics:
+            return metrics
+        chosen, rejected = (self.args.beta * metrics[f"logps/{side}"] for side in ("chosen", "rejected"))
+        return {**metrics, "rewards/chosen": chosen, "rewards/rejected": rejected, "rewards/margins": chosen - rejected}
+
+    def _warn_without_pairs(self, has_pairs: bool) -> None:
+        """A stream does not know beforehand that its `rejected` column is missing or misspelt."""
+        if not has_pairs and not self._has_seen_pairs and self.args.beta and self.accelerator.is_main_process:
+            logger.warning("No row so far has a `rejected` response: the odds-ratio term has not been trained.")
+        self._has_seen_pairs |= has_pairs
+
+    def _warn_non_finite(self, where: str, non_finite: dict[str, int]) -> None:
+        if self.accelerator.is_main_process:
+            counts = ", ".join(f"{name} in {count} micro-batches" for name, count in non_finite.items())
+            logger.warning("Non-finite values %s, left out of the means: %s", where, counts)

@@ -1,0 +1,428 @@
+"""Everything of other libraries that they do not promise to keep, in one place.
+
+`NEEDS` lists each such name with what it is needed for. tests/test_upstream.py checks that each still does it; run that
+test when a version bound is raised. No other file of the package uses a private name of another library.
+
+The functions and classes below give these names a stable form: `HookedSFTTrainer` turns the private methods of TRL's
+and transformers' trainers into methods that `ORPOTrainer` overrides.
+"""
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.metadata import requires, version
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Need:
+    """A name of another library.
+
+    Attributes:
+        path: module, class and attribute, with dots between them.
+        why: what the package needs it for; completes "needed for …".
+        parameters: of a function, those that the package passes by name or by position.
+        is_of_instances: the attribute exists on instances alone, not on the class.
+    """
+
+    path: str
+    why: str
+    parameters: tuple[str, ...] = ()
+    is_of_instances: bool = False
+
+    @property
+    def package(self) -> str:
+        return self.path.split(".")[0]
+
+    def find(self, instance: Any = None) -> Any:
+        """What the name stands for.
+
+        Args:
+            instance: of the class, where the attribute is one of instances.
+
+        Raises:
+            UpstreamError: where the library does not have it any more, or it takes other parameters.
+        """
+        owner_path, _, name = self.path.rpartition(".")
+        try:
+            found = getattr(_resolve(owner_path) if instance is None else instance, name)
+        except (ImportError, AttributeError) as error:
+            raise UpstreamError(f"{self._sentence()} It does not exist.") from error
+        missing = [name for name in self.parameters if name not in _parameters(found)]
+        if missing:
+            raise UpstreamError(f"{self._sentence()} It does not take {', '.join(f'`{name}`' for name in missing)}.")
+        return found
+
+    def _sentence(self) -> str:
+        return (
+            f"`{self.path}` is needed for {self.why}; supported: {supported_versions(self.package)}, "
+            f"installed: {version(self.package)}."
+        )
+
+
+class UpstreamError(ImportError):
+    """A library has changed a name that it does not promise to keep, and that the package needs."""
+
+
+def supported_versions(package: str) -> str:
+    """The requirement of this package on another one: `trl<1.17,>=1.16`."""
+    stated = [line.split(";")[0].strip() for line in requires("orpo-trl") or []]
+    return next((line for line in stated if re.fullmatch(rf"{package}\b(?!-).*", line)), package)
+
+
+def _resolve(path: str) -> Any:
+    """The module, or the class in one, that a dotted path names."""
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError:
+        owner, _, name = path.rpartition(".")
+        if not owner:
+            raise
+        return getattr(_resolve(owner), name)
+
+
+def _parameters(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
+_TRAINER = "transformers.trainer.Trainer"
+_SFT = "trl.trainer.sft_trainer.SFTTrainer"
+_SAMPLER = "transformers.trainer_pt_utils.BatchRebalanceSampler"
+_UTILS = "trl.trainer.utils"
+
+NEEDS = (
+    # ---- The LM head
+    Need(f"{_UTILS}.add_fused_lm_head", "log-probabilities without logits", ("model", "cast_lm_head_to_fp32")),
+    Need(f"{_UTILS}._CHUNKED_LOGPROB_CHUNK_SIZE", "tiles of the LM head that fit a CPU's cache"),
+    Need("trl.kernels.chunked_logprob.TOKEN_CHUNK_SIZE", "tiles of the LM head that fit a CPU's cache"),
+    # ---- Models
+    Need(f"{_UTILS}.disable_dropout_in_model", "`disable_dropout`", ("model",)),
+    Need(f"{_UTILS}.get_config_model_id", "the name of a model that was given as an object", ("config",)),
+    Need("trl.models.unwrap_model_for_generation", "answers to held-out prompts while training under ZeRO-3",
+         ("model", "accelerator", "gradient_checkpointing_kwargs")),
+    Need(f"{_UTILS}.pad", "batches of prompts to answer", ("tensors", "padding_value", "padding_side")),
+    Need("transformers.utils.find_adapter_config_file", "telling an adapter's folder from a model's", ("revision",)),
+    Need("transformers.utils.is_peft_available", "a clear error where peft is missing"),
+    # ---- Attention
+    Need("transformers.PreTrainedConfig._attn_implementation", "the attention that reads packed rows"),
+    Need("transformers.utils.generic.is_flash_attention_requested", "the kernel of a packed row", ("config",)),
+    # ---- Data
+    Need(f"{_UTILS}.remove_none_values", "tool schemas that Arrow has filled with nulls", ("example",)),
+    Need("datasets.fingerprint.Hasher.hash", "a cache of tokens that knows the package's version", ("value",)),
+    Need("datasets.Dataset._fingerprint", "the same", is_of_instances=True),
+    # ---- Order of the rows
+    Need("transformers.trainer_pt_utils.get_length_grouped_indices", "`train_sampling_strategy: group_by_length`",
+         ("lengths", "batch_size", "generator")),
+    Need(_SAMPLER, "rows dealt to ranks without repetition: the Trainer does not shard a sampler of this class again",
+         ("lengths", "effective_batch_size", "dp_size", "grad_accum", "seed", "rank", "drop_last")),
+    Need(f"{_SAMPLER}._assign", "balanced micro-batches of padded rows", ("indices", "lengths")),
+    Need(f"{_SAMPLER}._yield_global_batch", "balanced micro-batches", ("batch_indices",)),
+    # ---- The trainer
+    Need(f"{_SFT}._prepare_dataset", "pairs in place of texts",
+         ("dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name")),
+    Need(f"{_SFT}._set_signature_columns_if_needed", "the columns of pairs"),
+    Need(f"{_SFT}._tokenizer", "the tokenizer inside a processor", is_of_instances=True),
+    Need(f"{_SFT}._tag_names", "the tags of a model on the Hub"),
+    Need(f"{_SFT}._save_checkpoint", "throughput without the time of saving", ("model", "trial")),
+    Need(f"{_SFT}.aux_loss_enabled", "the load-balancing loss of a mixture of experts", is_of_instances=True),
+    Need(f"{_SFT}.router_aux_loss_coef", "the load-balancing loss of a mixture of experts", is_of_instances=True),
+    Need(f"{_TRAINER}._signature_columns", "the columns of pairs", is_of_instances=True),
+    Need(f"{_TRAINER}._train_batch_size", "the rows of a micro-batch, after `auto_find_batch_size` too",
+         is_of_instances=True),
+    Need(f"{_TRAINER}._get_train_sampler", "rows dealt to ranks without repetition", ("train_dataset",)),
+    Need(f"{_TRAINER}._get_eval_sampler", "rows dealt to ranks without repetition", ("eval_dataset",)),
+    Need(f"{_TRAINER}._run_epoch", "the order of the rows of a resumed epoch", ("model", "epoch")),
+    Need(f"{_TRAINER}._get_num_items_in_batch", "the counts that a step's loss is divided by",
+         ("batch_samples", "device")),
+    Need(f"{_TRAINER}._track_num_input_tokens", "`include_num_input_tokens_seen` under a token budget", ("inputs",)),
+    Need(f"{_TRAINER}.loss_is_scaled_for_ga", "a loss that the Trainer does not divide again"),
+    Need("transformers.trainer_utils.EvalLoopOutput", "the metrics of an evaluation"),
+    Need("transformers.trainer_utils.get_last_checkpoint", "resuming", ("folder",)),
+    Need("transformers.trainer_utils.has_length", "progress bars over streams", ("dataset",)),
+    Need("accelerate.state.GradientState._set_sync_gradients", "a token budget's passes before the last",
+         ("sync_gradients",)),
+    # ---- The memory estimate
+    Need("torch._subclasses.fake_tensor.FakeTensorMode", "the memory estimate of `orpo-trl check`"),
+    Need("torch.utils._python_dispatch.TorchDispatchMode", "the memory estimate of `orpo-trl check`"),
+    Need("torch.utils._pytree.tree_leaves", "the memory estimate of `orpo-trl check`", ("tree",)),
+)  # fmt: skip
+
+
+def check_needs() -> None:
+    """Look for every name of `NEEDS` that needs no instance.
+
+    Raises:
+        UpstreamError: listing all that are missing.
+    """
+    problems = []
+    for need in NEEDS:
+        if need.is_of_instances:
+            continue
+        try:
+            need.find()
+        except UpstreamError as error:
+            problems.append(str(error))
+    if problems:
+        raise UpstreamError("\n".join(problems))
+
+
+try:
+    from datasets import Dataset
+    from datasets.fingerprint import Hasher
+    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers.trainer_pt_utils import BatchRebalanceSampler
+    from transformers.trainer_pt_utils import get_length_grouped_indices as get_length_grouped_indices
+    from transformers.trainer_utils import EvalLoopOutput as EvalLoopOutput
+    from transformers.trainer_utils import get_last_checkpoint as get_last_checkpoint
+    from transformers.trainer_utils import has_length as has_length
+    from transformers.utils import find_adapter_config_file as find_adapter_config_file
+    from transformers.utils import is_peft_available as is_peft_available
+    from transformers.utils.generic import is_flash_attention_requested as is_flash_attention_requested
+    from trl import SFTTrainer
+    from trl.kernels import chunked_logprob
+    from trl.models import unwrap_model_for_generation as unwrap_model_for_generation
+    from trl.trainer import utils as trl_utils
+    from trl.trainer.utils import add_fused_lm_head as add_fused_lm_head
+    from trl.trainer.utils import disable_dropout_in_model as disable_dropout_in_model
+    from trl.trainer.utils import get_config_model_id as get_config_model_id
+    from trl.trainer.utils import pad as pad
+    from trl.trainer.utils import remove_none_values as remove_none_values
+except ImportError:
+    check_needs()
+    raise
+
+
+# ---- The LM head -----------------------------------------------------------------------------------------------------
+
+# Tiles of TRL's fused LM head, in tokens and words of the vocabulary, by kind of device. TRL's are made for GPUs: 4,096
+# tokens by 32,768 words in fp32, several at a time. On a CPU these are often larger than all logits of a batch, and
+# take three times as long as tiles that stay in its cache.
+HEAD_TILES = {
+    "cpu": (512, 8192),
+    "cuda": (chunked_logprob.TOKEN_CHUNK_SIZE, trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE),
+}
+
+
+def use_cpu_head_tiles() -> None:
+    """Let the fused LM head of this process compute the tiles that are fast on a CPU. TRL has no setting for them."""
+    chunked_logprob.TOKEN_CHUNK_SIZE, trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = HEAD_TILES["cpu"]
+
+
+def run_fused_head(model: nn.Module, inputs: dict[str, Any], **kwargs: Any) -> tuple[torch.Tensor, Any]:
+    """Forward pass of a model that `add_fused_lm_head` has prepared.
+
+    Args:
+        model: as it is, or wrapped for a distributed run.
+        inputs: what its forward takes; `shift_labels` `[rows, seq]` names the token that each position predicts.
+        kwargs: more of it.
+
+    Returns:
+        `[rows, seq]`, log-probabilities of `shift_labels`, 0 where a label is -100; and the output of the model.
+    """
+    outputs = model(**inputs, **kwargs, fused_lm_head=True, use_cache=False)
+    return outputs.log_probs, outputs
+
+
+# ---- Attention -------------------------------------------------------------------------------------------------------
+
+
+def attention_name(config: PreTrainedConfig) -> str:
+    """The name of a model's attention in transformers' AttentionInterface."""
+    return config._attn_implementation or "eager"
+
+
+def set_attention_name(config: PreTrainedConfig, name: str) -> None:
+    config._attn_implementation = name
+
+
+def eager_attention(model: PreTrainedModel) -> Callable[..., Any]:
+    """A model's own `eager` attention: each model's module brings one, which AttentionInterface does not have."""
+    return sys.modules[type(model).__module__].eager_attention_forward
+
+
+# ---- Weights ---------------------------------------------------------------------------------------------------------
+
+
+def full_shape(weight: nn.Parameter) -> torch.Size:
+    """Shape of a weight as a whole: under ZeRO-3 a rank holds a part of it, in 4 bits it is packed."""
+    whole = getattr(weight, "ds_shape", None)  # of DeepSpeed
+    if whole is not None:
+        return torch.Size(whole)
+    quantised = getattr(weight, "quant_state", None)  # of bitsandbytes
+    return torch.Size(quantised.shape) if quantised else weight.shape
+
+
+# ---- Data ------------------------------------------------------------------------------------------------------------
+
+
+def fingerprint(dataset: Dataset, *parts: Any) -> str:
+    """A name for what a function of a dataset and of these parts gives, under which `datasets` caches it."""
+    return Hasher.hash([dataset._fingerprint, *parts])
+
+
+# ---- Memory without memory -------------------------------------------------------------------------------------------
+
+
+def fake_tensors() -> AbstractContextManager:
+    """Tensors that are made inside have a shape, a dtype and a device, and no storage."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()
+
+
+@contextmanager
+def watching_tensors(watch: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Calls `watch` with each tensor that an operation inside returns."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            for leaf in tree_leaves(result):
+                if isinstance(leaf, torch.Tensor):
+                    watch(leaf)
+            return result
+
+    with Watching():
+        yield
+
+
+# ---- Order of the rows -----------------------------------------------------------------------------------------------
+
+
+class RankAwareSampler(BatchRebalanceSampler):
+    """A sampler that each rank has its own rows of: the Trainer does not shard it again."""
+
+    def balanced(self, rows: list[int]) -> Iterator[list[int]]:
+        """This rank's micro-batches of the rows of one optimiser step, as `assign` deals them."""
+        yield from self._yield_global_batch(rows)
+
+    def assign(self, rows: list[int], lengths: list[int]) -> list[list[list[int]]]:
+        """Rows of each rank's micro-batches. By default as transformers deals padded rows."""
+        return super()._assign(rows, lengths)
+
+    def _assign(self, indices: list[int], lengths: list[int]) -> list[list[list[int]]]:
+        return self.assign(indices, lengths)
+
+
+# ---- The trainer -----------------------------------------------------------------------------------------------------
+
+
+class HookedSFTTrainer(SFTTrainer):
+    """SFTTrainer, whose private methods call methods that a subclass overrides.
+
+    Attributes:
+        dataset_columns: of a prepared dataset, those that the collator reads.
+    """
+
+    dataset_columns: tuple[str, ...] = ()
+
+    # The Trainer types these as what they may be before it is set up.
+    args: Any
+    model: Any
+    data_collator: Any
+    train_dataset: Any
+    eval_dataset: Any
+
+    def __init_subclass__(cls, hub_tags: tuple[str, ...] = (), **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if hub_tags:
+            cls._tag_names = list(hub_tags)
+
+    # `compute_loss` divides by the totals of the whole optimiser step, so the Trainer must not divide again.
+    loss_is_scaled_for_ga = True
+
+    @property
+    def hub_tags(self) -> list[str]:
+        return list(self._tag_names)
+
+    @property
+    def text_tokenizer(self) -> Any:
+        """The tokenizer: the `processing_class`, or what it holds."""
+        return self._tokenizer
+
+    @property
+    def micro_batch_rows(self) -> int:
+        """Rows of a full micro-batch; `auto_find_batch_size` may have lowered it."""
+        return self._train_batch_size
+
+    # Methods to override.
+
+    def prepare_dataset(self, dataset: Any, name: str, args: Any) -> Any:
+        """A dataset that the user gave, as the trainer uses it. `self.args` does not exist yet."""
+        raise NotImplementedError
+
+    def train_sampler(self, dataset: Any) -> Any:
+        raise NotImplementedError
+
+    def eval_sampler(self, dataset: Any) -> Any:
+        raise NotImplementedError
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before each epoch, the rest of a resumed one included."""
+
+    def step_totals(self, batches: list[dict[str, Any]], device: torch.device) -> Any:
+        """What `compute_loss` gets as `num_items_in_batch`, from this rank's micro-batches of an optimiser step."""
+        raise NotImplementedError
+
+    def passes(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """The forward passes that a micro-batch takes."""
+        return [batch]
+
+    def saving_checkpoint(self) -> AbstractContextManager:
+        """Surrounds the saving of a checkpoint."""
+        return nullcontext()
+
+    @contextmanager
+    def accumulating(self, model: nn.Module) -> Iterator[None]:
+        """Surrounds a pass before the last of a micro-batch: DDP and DeepSpeed neither exchange gradients nor step.
+
+        FSDP reduces each pass into the sharded gradient, which takes less memory than to hold all of it until the last.
+        """
+        state = self.accelerator.gradient_state
+        was_last = state.sync_gradients
+        state._set_sync_gradients(False)
+        try:
+            with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+                yield
+        finally:
+            state._set_sync_gradients(was_last)
+
+    # What TRL and transformers call.
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        return self.prepare_dataset(dataset, dataset_name, args)
+
+    def _set_signature_columns_if_needed(self):
+        if self._signature_columns is None:
+            self._signature_columns = list(self.dataset_columns)
+
+    def _get_train_sampler(self, train_dataset=None):
+        return self.train_sampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    def _get_eval_sampler(self, eval_dataset):
+        return self.eval_sampler(eval_dataset)
+
+    def _run_epoch(self, model, epoch, *args, **kwargs):
+        self.begin_epoch(epoch)
+        return super()._run_epoch(model, epoch, *args, **kwargs)
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        return self.step_totals(batch_samples, device)
+
+    def _track_num_input_tokens(self, inputs):
+        for part in self.passes(inputs):
+            super()._track_num_input_tokens(part)
+
+    def _save_checkpoint(self, *args, **kwargs):
+        with self.saving_checkpoint():
+            super()._save_checkpoint(*args, **kwargs)

@@ -1,0 +1,266 @@
+"""The contract with other libraries: what they do not promise, and the package needs, is there and does what it must.
+
+Raising a version bound: run this file with the new version. A failure names what is missing, and what it is for.
+"""
+
+import ast
+import copy
+import importlib
+import inspect
+import pkgutil
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from support.small import make_dataset, settings, tiny_model
+from transformers import MistralConfig
+
+import orpo_trl
+from orpo_trl import ORPOTrainer, upstream
+from orpo_trl.upstream import NEEDS, UpstreamError
+
+PACKAGE = Path(orpo_trl.__file__).parent
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if "shipped" not in path.parts)
+# Public names of these modules are documented. All other modules of the libraries may change without notice.
+PUBLIC_MODULES = {
+    "trl", "transformers", "transformers.integrations", "transformers.utils.logging", "accelerate", "accelerate.utils",
+    "datasets", "peft", "wandb", "deepspeed", "bitsandbytes", "torch", "torch.nn", "torch.nn.functional",
+    "torch.nn.attention.varlen", "torch.nn.parallel", "torch.utils.data", "torch.distributed",
+}  # fmt: skip
+# Attributes that a parent or a metaclass writes into each subclass.
+WRITTEN_BY_PARENTS = {"_abc_impl", "_backward_cls", "_tag_names"}
+LIBRARIES = {name.partition(".")[0] for name in PUBLIC_MODULES}
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    from support.small import REPOSITORY
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "recipes" / "quickstart" / "model")
+    folder = tmp_path_factory.mktemp("trainer")
+    return ORPOTrainer(tiny_model(), settings(folder), train_dataset=make_dataset(8), processing_class=tokenizer)
+
+
+@pytest.fixture
+def instances(trainer):
+    """An object of each class whose attributes exist on instances alone."""
+    return {"Trainer": trainer, "SFTTrainer": trainer, "Dataset": Dataset.from_list([{"a": 1}])}
+
+
+def find(need, instances) -> object:
+    return need.find(instances[need.path.split(".")[-2]] if need.is_of_instances else None)
+
+
+@pytest.mark.parametrize("need", NEEDS, ids=lambda need: need.path)
+def test_each_name_is_there_and_takes_its_parameters(need, instances):
+    find(need, instances)
+
+
+@pytest.mark.parametrize("need", NEEDS, ids=lambda need: need.path)
+def test_a_name_that_is_gone_is_named_with_its_need_and_the_supported_versions(need, instances, monkeypatch):
+    owner_path, _, name = need.path.rpartition(".")
+    if need.is_of_instances:
+        of = owner_path.split(".")[-1]
+        instances[of] = copy.copy(instances[of])
+        owner = instances[of]
+    else:
+        owner = upstream._resolve(owner_path)
+        if isinstance(owner, type):  # of every class that has it
+            for parent in owner.__mro__:
+                if name in vars(parent) and parent is not owner:
+                    monkeypatch.delattr(parent, name)
+            if name not in vars(owner):
+                owner = None
+        elif "__getattr__" in vars(owner) or type(owner) is not types.ModuleType:  # a lazy module would import it anew
+            getattr(owner, name)
+            lazy = types.ModuleType(owner_path)
+            vars(lazy).update({key: value for key, value in vars(owner).items() if key != "__getattr__"})
+            monkeypatch.setattr(upstream, "_resolve", lambda path: lazy)
+            owner = lazy
+    if owner is not None:
+        monkeypatch.delattr(owner, name)
+    with pytest.raises(UpstreamError) as raised:
+        find(need, instances)
+    for part in (need.path, need.why, upstream.supported_versions(need.package), "does not exist"):
+        assert part in str(raised.value)
+
+
+@pytest.mark.parametrize("need", [need for need in NEEDS if need.parameters], ids=lambda need: need.path)
+def test_a_changed_signature_is_named(need, monkeypatch):
+    monkeypatch.setattr(upstream, "_parameters", lambda function: {"other"})
+    with pytest.raises(UpstreamError, match="does not take") as raised:
+        need.find()
+    assert need.path in str(raised.value)
+
+
+def test_supported_versions_are_those_of_the_package():
+    assert upstream.supported_versions("trl") == "trl<1.17,>=1.16"
+    assert upstream.supported_versions("transformers") == "transformers<6,>=5.17"
+
+
+def test_all_missing_names_are_listed_at_once(monkeypatch):
+    from trl.kernels import chunked_logprob
+    from trl.trainer import utils
+
+    monkeypatch.delattr(chunked_logprob, "TOKEN_CHUNK_SIZE")
+    monkeypatch.delattr(utils, "add_fused_lm_head")
+    with pytest.raises(UpstreamError) as raised:
+        upstream.check_needs()
+    assert "TOKEN_CHUNK_SIZE" in str(raised.value)
+    assert "add_fused_lm_head" in str(raised.value)
+
+
+# ---- What the names must do ------------------------------------------------------------------------------------------
+
+
+def test_fused_head_gives_the_log_probabilities_of_the_labels():
+    model = tiny_model(vocabulary=50)
+    ids = torch.arange(1, 13)[None]
+    labels = torch.cat([ids[0, 1:], torch.tensor([-100])])[None]
+    expected = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+    upstream.add_fused_lm_head(model)
+    logps, outputs = upstream.run_fused_head(model, {"input_ids": ids, "shift_labels": labels})
+    torch.testing.assert_close(logps[0, :-1], expected)
+    assert logps[0, -1] == 0
+    assert getattr(outputs, "logits", None) is None
+
+
+def test_the_head_computes_the_tiles_that_a_cpu_is_given(monkeypatch):
+    from trl.kernels import chunked_logprob
+    from trl.trainer import utils
+
+    monkeypatch.setattr(chunked_logprob, "TOKEN_CHUNK_SIZE", 4096)
+    monkeypatch.setattr(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", 32768)
+    monkeypatch.setitem(upstream.HEAD_TILES, "cpu", (8, 16))
+    upstream.use_cpu_head_tiles()
+    model = tiny_model(vocabulary=50)
+    upstream.add_fused_lm_head(model)
+    sizes = []
+    upstream_watch = lambda tensor: sizes.append(tuple(tensor.shape))  # noqa: E731
+    ids = torch.arange(1, 33)[None]
+    with upstream.watching_tensors(upstream_watch), torch.no_grad():
+        upstream.run_fused_head(model, {"input_ids": ids, "shift_labels": ids})
+    assert (8, 16) in sizes
+    assert not any(len(size) == 2 and size[-1] == 50 and size[0] > 8 for size in sizes)
+
+
+def test_the_name_of_an_attention_is_read_and_set():
+    config = MistralConfig()
+    upstream.set_attention_name(config, "sdpa")
+    assert upstream.attention_name(config) == "sdpa"
+    assert not upstream.is_flash_attention_requested(config)
+    assert callable(upstream.eager_attention(tiny_model()))
+
+
+def test_a_fingerprint_depends_on_the_rows_and_on_each_part():
+    rows = Dataset.from_list([{"a": 1}])
+    other = rows.map(lambda row: {"a": 2})
+    prints = {upstream.fingerprint(rows, "x"), upstream.fingerprint(rows, "y"), upstream.fingerprint(other, "x")}
+    assert len(prints) == 3
+    assert upstream.fingerprint(rows, "x") in prints
+
+
+def test_the_trainer_leaves_a_rank_aware_sampler_to_its_rank(trainer):
+    loader = trainer.get_train_dataloader()
+    assert isinstance(trainer.train_sampler(trainer.train_dataset), upstream.RankAwareSampler)
+    rows = sum(len(batch["completion_lengths"]) - batch["num_pairs"] for batch in loader)
+    assert rows == len(trainer.train_dataset)
+
+
+def test_a_pass_before_the_last_does_not_synchronise_gradients(trainer):
+    state = trainer.accelerator.gradient_state
+    before = state.sync_gradients
+    with trainer.accumulating(trainer.model):
+        assert not state.sync_gradients
+    assert state.sync_gradients == before
+
+
+def test_fake_tensors_take_no_memory():
+    with upstream.fake_tensors():
+        made = torch.empty(2**40)
+    assert made.shape == (2**40,)
+
+
+# ---- No private name elsewhere ---------------------------------------------------------------------------------------
+
+
+def trees():
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def defined_names(trees) -> set[str]:
+    """Every name that the package itself gives to something."""
+    found = set()
+    for path, tree in trees.items():
+        if path.name == "upstream.py":
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                found.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_self(node.value):
+                found.add(node.attr)
+            elif isinstance(node, ast.arg):
+                found.add(node.arg)
+    return found
+
+
+def is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
+def test_private_names_of_other_libraries_are_used_in_upstream_alone():
+    parsed = trees()
+    ours = defined_names(parsed)
+    used = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}: {node.attr}"
+        for path, tree in parsed.items()
+        if path.name != "upstream.py"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in ours
+    ]
+    assert used == []
+
+
+def test_modules_that_libraries_do_not_document_are_imported_in_upstream_alone():
+    used = []
+    for path, tree in trees().items():
+        if path.name == "upstream.py":
+            continue
+        for node in ast.walk(tree):
+            modules = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+            for module in modules:
+                whole = {module, *(f"{module}.{name}" for name in names)}
+                is_public = module in PUBLIC_MODULES or bool(whole & PUBLIC_MODULES)
+                if module.partition(".")[0] in LIBRARIES and (not is_public or any(map(is_private, names))):
+                    used.append(f"{path.relative_to(PACKAGE)}:{node.lineno}: {module}")
+    assert used == []
+
+
+def test_private_methods_of_other_libraries_are_overridden_in_upstream_alone():
+    overridden = []
+    for module in pkgutil.walk_packages(orpo_trl.__path__, "orpo_trl."):
+        if module.name.startswith("orpo_trl.shipped"):
+            continue
+        for cls in vars(importlib.import_module(module.name)).values():
+            if not inspect.isclass(cls) or cls.__module__ != module.name or module.name == "orpo_trl.upstream":
+                continue
+            parents = [parent for parent in cls.__mro__[1:] if not parent.__module__.startswith("orpo_trl.")]
+            overridden += [
+                f"{cls.__name__}.{name}"
+                for name in vars(cls)
+                if is_private(name)
+                and name not in WRITTEN_BY_PARENTS
+                and any(name in vars(parent) for parent in parents)
+            ]
+    assert overridden == []
