@@ -26,9 +26,12 @@ EXACT_MODEL_TYPES = frozenset(
 
 _PREFIX = "shared_prefix_"
 
+# Segments have other lengths in each batch, and each would be compiled anew.
+_not_compiled: Any = torch.compiler.disable
+
 
 class _Forward:
-    """What the attention layers and the mask are told of the model's forward, whose arguments do not reach the mask."""
+    """State of the running forward pass, for the attention layers and the mask: its arguments do not reach the mask."""
 
     is_packed = False
     was_read = False
@@ -40,7 +43,7 @@ def why_not_exact(model: nn.Module) -> str | None:
     Args:
         model: a causal language model of transformers, or a PEFT model around one.
     """
-    model = _without_adapter(model)
+    model = without_adapter(model)
     config, name = model.config, type(model).__name__
     if not type(model).__module__.startswith("transformers.models."):
         return f"{name} is not a model of the transformers library"
@@ -92,7 +95,7 @@ def enable_packed_rows(model: nn.Module) -> None:
     Args:
         model: one for which `why_not_exact` is None; its config is changed.
     """
-    model = _without_adapter(model)
+    model = without_adapter(model)
     config = model.config
     name = attention_name(config)
     if name.startswith(_PREFIX):  # by an earlier trainer
@@ -128,7 +131,8 @@ def reading_packed_row() -> Iterator[None]:
         )
 
 
-def _without_adapter(model: nn.Module) -> PreTrainedModel:
+def without_adapter(model: Any) -> PreTrainedModel:
+    """The model itself, where it is wrapped in an adapter of PEFT."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -174,18 +178,16 @@ def _attention(
             max_length_k=segments["longest_key"],
             **kwargs,
         )
-    query, key, value = _in_autocast_dtype(query, key, value)
+    query, key, value = (_in_autocast_dtype(tensor) for tensor in (query, key, value))
     if _varlen_is_exact(query, value, **kwargs):
         return _varlen(query, key, value, segments, **kwargs), None
     return _by_segment(attention, module, query, key, value, segments, **kwargs), None
 
 
-def _in_autocast_dtype(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Rotary embeddings leave queries and keys in fp32 under autocast, which knows torch's own attention alone."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
+def _in_autocast_dtype(tensor: torch.Tensor) -> torch.Tensor:
+    """Rotary embeddings leave queries and keys in fp32; autocast casts them for torch's own attention, not for ours."""
+    device = tensor.device.type
+    return tensor.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tensor
 
 
 def _varlen_is_exact(query, value, dropout=0.0, softcap=None, s_aux=None, position_bias=None, **kwargs) -> bool:
@@ -205,7 +207,7 @@ def _varlen_is_exact(query, value, dropout=0.0, softcap=None, s_aux=None, positi
 def _varlen(query, key, value, segments, scaling=None, sliding_window=None, **kwargs) -> torch.Tensor:
     """All segments in one FlashAttention call, whose causal mask is aligned at the end of queries and keys."""
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    output = varlen_attn(
+    output: Any = varlen_attn(
         query,
         key,
         value,
@@ -220,7 +222,7 @@ def _varlen(query, key, value, segments, scaling=None, sliding_window=None, **kw
     return output[None]
 
 
-@torch.compiler.disable  # it would compile again for each new length
+@_not_compiled
 def _by_segment(attention, module, query, key, value, segments, sliding_window=None, **kwargs) -> torch.Tensor:
     """Each segment through the model's own attention, with the mask that it would have in a row of its own."""
     queries = query.split(segments["query_lengths"], 2)

@@ -81,8 +81,9 @@ class TokenBudgetMixin(HookedSFTTrainer):
         batches, totals = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches and self.args.max_tokens_per_micro_batch is not None and self.accelerator.num_processes > 1:
             # Ranks must take part in each other's collectives, so all run as many passes as the rank with the most.
-            counts = torch.tensor([len(self.passes(batch)) for batch in batches], device=device)
-            most = self.accelerator.gather(counts).view(-1, len(batches)).amax(0).tolist()
+            counts = torch.tensor([[len(self.passes(batch)) for batch in batches]], device=device)
+            of_ranks: Any = self.accelerator.gather(counts)
+            most = of_ranks.amax(0).tolist()
             for batch, count in zip(batches, most, strict=True):
                 batch["passes"] += [self.data_collator([]) for _ in range(count - len(batch["passes"]))]
         return batches, totals

@@ -103,7 +103,7 @@ class PairMetrics:
             self._warn_non_finite(f"in evaluation at step {step}", non_finite)
         # The Trainer's own loss is a mean over batches of any size, rows of the last one repeated.
         loss = orpo_loss(metrics.get("nll_loss", 0.0), -metrics.get("log_odds_ratio", 0.0), self.args.beta)
-        metrics["loss"] = loss + (self.aux_loss_weight or 0.0) * metrics.get("aux_loss", 0.0)
+        metrics["loss"] = float(loss + (self.aux_loss_weight or 0.0) * metrics.get("aux_loss", 0.0))
         return {**self._with_rewards(metrics), **self._groups.reduce()}
 
     def _with_rewards(self, metrics: dict[str, float]) -> dict[str, float]:

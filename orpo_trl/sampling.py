@@ -2,7 +2,7 @@
 
 import heapq
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -83,7 +83,13 @@ class GlobalBatchSampler(RankAwareSampler):
         is_padded: bool = True,
     ):
         super().__init__(
-            lengths, batch_size * ranks * accumulation, ranks, accumulation, seed=seed, rank=rank, drop_last=drop_last
+            list(lengths),
+            batch_size * ranks * accumulation,
+            ranks,
+            accumulation,
+            seed=seed,
+            rank=rank,
+            drop_last=drop_last,
         )
         self.rows_per_micro_batch = batch_size
         self.strategy = strategy
@@ -94,7 +100,7 @@ class GlobalBatchSampler(RankAwareSampler):
         full = self.num_full_batches * self.grad_accum
         return full + (self._micro_batches(self.remainder) if self.has_tail else 0)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Generator[list[int]]:
         order = self._order()
         for step in range(self.num_global_batches):
             rows = order[step * self.effective_batch_size : (step + 1) * self.effective_batch_size]

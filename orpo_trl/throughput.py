@@ -34,7 +34,7 @@ class Throughput:
         self._work: Counter[str] = Counter()
         self._since: float | None = None
         known = find_device(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-        self.peak_flops = known.peak_flops if known else None
+        self.peak_flops = known.peak_flops if known else 0.0
         self._weights: MatrixWeights | None = matrix_weights(model, is_frozen) if known else None
 
     def start(self, num_tokens: int = 0) -> None:
@@ -84,11 +84,11 @@ class Throughput:
         if self._since is None:
             return {}
         now = time.perf_counter()
-        work = {name: sum(rank[index] for rank in of_ranks) for index, name in enumerate(_WORK)}
+        work = {name: int(sum(rank[index] for rank in of_ranks)) for index, name in enumerate(_WORK)}
         seconds = max(now - self._since, 1e-9)
         self._since = now
         self._work.clear()
-        self.num_tokens += int(work["tokens"])
+        self.num_tokens += work["tokens"]
         metrics = {
             "num_tokens": self.num_tokens,
             "throughput/unique_tokens_per_second": work["unique_tokens"] / seconds,

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback, WandbCallback
 
-from orpo_trl.attention import choose_layout, reading_packed_row
+from orpo_trl.attention import choose_layout, reading_packed_row, without_adapter
 from orpo_trl.batch import COUNTS, MODEL_INPUTS, PairCollator
 from orpo_trl.budget import TokenBudgetMixin
 from orpo_trl.callbacks.record import RunRecord, settings_as_recipe
@@ -142,15 +142,13 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
 
     def _before_weights(self, model, model_id: str, args: ORPOConfig, processing_class):
         """What SFTTrainer would find out too late: a tokenizer that does not fit should be known before the weights."""
+        kwargs: Any = args.model_init_kwargs or {}  # a dict: `TrainingArguments` has parsed a string
         if isinstance(model, str):
-            args.model_init_kwargs = dict(args.model_init_kwargs or {})
-            if PartialState().num_processes > 1:
-                # SFTTrainer does this for DDP and DeepSpeed, but not for FSDP.
-                args.model_init_kwargs["device_map"] = None
+            # SFTTrainer does this for DDP and DeepSpeed, but not for FSDP.
+            args.model_init_kwargs = {**kwargs} | ({"device_map": None} if PartialState().num_processes > 1 else {})
         if processing_class is None:
-            revision = (args.model_init_kwargs or {}).get("revision")
             processing_class = AutoProcessor.from_pretrained(
-                model_id, revision=revision, trust_remote_code=args.trust_remote_code
+                model_id, revision=kwargs.get("revision"), trust_remote_code=args.trust_remote_code
             )
         check_tokenizer(processing_class, args)
         self.preparation_reports: dict[str, PreparationReport] = {}
@@ -168,8 +166,9 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
         if data_collator is None:
             # SFTTrainer has settled the pad token while making its own collator, which is for texts.
             padding = self.text_tokenizer.pad_token_id if args.padding_value is None else args.padding_value
+            multiple: Any = args.pad_to_multiple_of
             self.data_collator = PairCollator(
-                padding, args.nll_scope, args.nll_reduction, args.max_length, args.pad_to_multiple_of, self.layout
+                padding, args.nll_scope, args.nll_reduction, args.max_length, multiple, self.layout
             )
         else:
             check_collator(data_collator, args)
@@ -181,7 +180,7 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
         if self.args.device.type == "cpu":
             use_cpu_head_tiles()
         # SFTTrainer's own head computes entropy and accuracy of the tokens as well, 3 % of a step on a CPU.
-        add_fused_lm_head(self._base_model)
+        add_fused_lm_head(without_adapter(self.model))
 
     def _set_up_logs(self) -> None:
         """Callbacks of ours, in place of transformers' where there is one of the same purpose; sums of metrics."""
@@ -198,14 +197,9 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
         if self.args.generate_during_eval:
             self.add_callback(SampleCompletions(self))
         self.add_callback(TroubleWarnings())
-        self._throughput = Throughput(self.args.device, self._base_model, is_peft_model(self.model))
+        self._throughput = Throughput(self.args.device, without_adapter(self.model), bool(is_peft_model(self.model)))
         aux_loss_weight = self.router_aux_loss_coef if self.aux_loss_enabled else None
-        self._pair_metrics = PairMetrics(self.args, self.accelerator, self._throughput, aux_loss_weight)
-
-    @property
-    def _base_model(self) -> PreTrainedModel:
-        """The model without the wrapper of an adapter."""
-        return self.model.get_base_model() if is_peft_model(self.model) else self.model
+        self.pair_metrics = PairMetrics(self.args, self.accelerator, self._throughput, aux_loss_weight)
 
     @property
     def _is_padded(self) -> bool:
@@ -281,7 +275,7 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
             self._sampler_in_use.set_epoch(epoch)
         if not self._throughput.is_running:
             logged = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
-            self._pair_metrics.start(self.state.global_step, logged[-1] if logged else 0)
+            self.pair_metrics.start(self.state.global_step, int(logged[-1]) if logged else 0)
 
     def eval_sampler(self, dataset):
         return self._sampler(pair_lengths(dataset), self.args.eval_batch_size)
@@ -342,17 +336,17 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
             # A mean over micro-batches; one without rows routes a padding token, which is nothing to balance.
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss * inputs["num_micro_batches"] / parts
         aux_loss = outputs.aux_loss if self.aux_loss_enabled else None
-        self._pair_metrics.add(mode, inputs, nll, chosen, rejected, log_ratio, aux_loss)
+        self.pair_metrics.add(mode, inputs, nll, chosen, rejected, log_ratio, aux_loss)
         return loss * scale
 
     # ---- Logs ----------------------------------------------------------------------------------------------------
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
-            logs.update(self._pair_metrics.of_training(self.state.global_step))
+            logs.update(self.pair_metrics.of_training(self.state.global_step))
         if "train_loss" in logs:
             self._throughput.stop()
-            if self._pair_metrics.had_non_finite_loss:
+            if self.pair_metrics.had_non_finite_loss:
                 logs["train_loss"] = float("nan")
         super().log(logs, start_time)
 
@@ -391,6 +385,6 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
         dataset = dataloader.dataset
         self.evaluated = (metric_key_prefix, dataset.rows if isinstance(dataset, StreamedBatches) else dataset)
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        metrics = self._pair_metrics.of_evaluation(self.state.global_step)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        return output
+        metrics = self.pair_metrics.of_evaluation(self.state.global_step)
+        of_set = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return output._replace(metrics={**(output.metrics or {}), **of_set})

@@ -10,6 +10,7 @@ its own: batch, forward, backward, optimizer and log. MFU counts 6 FLOP per weig
 """
 
 import argparse
+import importlib
 import importlib.metadata
 import json
 import os
@@ -105,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    head, example = __doc__.split("\n\n", 2)[:2]
+    head, example = (__doc__ or "").split("\n\n", 2)[:2]
     parser = argparse.ArgumentParser(
         description=head, epilog=f"examples:\n{example}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -260,7 +261,7 @@ def token_counts(rows: list[dict]) -> dict[str, int]:
 
 def make_model(size: str, vocabulary: int):
     """A Mistral of random weights: bf16 on a GPU, fp32 on a CPU, whose bf16 is slow."""
-    from transformers import MistralConfig, MistralForCausalLM
+    from transformers import AutoModelForCausalLM, MistralConfig
 
     hidden, intermediate, layers, heads, key_value_heads = MODEL_SIZES[size]
     config = MistralConfig(
@@ -271,25 +272,24 @@ def make_model(size: str, vocabulary: int):
     on_gpu = torch.cuda.is_available()
     torch.manual_seed(0)
     with torch.device("cuda" if on_gpu else "cpu"):
-        return MistralForCausalLM._from_config(config, dtype=torch.bfloat16 if on_gpu else torch.float32)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if on_gpu else torch.float32)
 
 
 def make_trainer(side: str, rows: list[dict], tokenizer, model, folder: str, **options):
     from datasets import Dataset
 
     if side == "trl":
-        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+        module = importlib.import_module("trl.experimental.orpo")
     else:
-        from orpo_trl import ORPOConfig, ORPOTrainer
-
+        module = importlib.import_module("orpo_trl")
         options |= {"pair_layout": side, "nll_reduction": "micro_batch_mean"}
-    args = ORPOConfig(
+    args = module.ORPOConfig(
         folder, report_to="none", use_cpu=not torch.cuda.is_available(), bf16=False, logging_steps=1,
         disable_tqdm=True, seed=0, save_strategy="no", train_sampling_strategy="sequential", learning_rate=1e-5,
         lr_scheduler_type="constant", **options,
     )  # fmt: skip
     rows = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
-    return ORPOTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    return module.ORPOTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
 
 def measure_steps(job: dict) -> dict:
@@ -354,7 +354,7 @@ def measure_logging(job: dict) -> dict:
             self.steps, self.end = self.steps + 1, now
             self.side = sides[self.steps % len(sides)]
             control.should_log = self.side == "all metrics"
-            trainer._add_metrics = add_metrics if self.side == "all metrics" else lambda *args: None
+            trainer.pair_metrics.add = add_metrics if self.side == "all metrics" else lambda *args: None
 
     rows = job["rows"][: job["batch_size"]]
     tokenizer = load_tokenizer(job["tokenizer"])
@@ -365,7 +365,7 @@ def measure_logging(job: dict) -> dict:
             max_steps=len(sides) * job["steps"] + job["warmup"] + 1, per_device_train_batch_size=job["batch_size"],
             optim=job["optim"], gradient_checkpointing=job["gradient_checkpointing"],
         )  # fmt: skip
-        add_metrics = trainer._add_metrics
+        add_metrics = trainer.pair_metrics.add
         trainer.add_callback(Turns())
         trainer.train()
     # Of steps that follow each other, so that a machine that slows down slows both.

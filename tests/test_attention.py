@@ -313,10 +313,10 @@ def test_flash_attention_of_transformers_reads_all_segments(monkeypatch):
 
 def test_autocast_reaches_the_kernel():
     """torch's autocast does not know the kernel, and rotary embeddings leave fp32 queries."""
-    query, value = torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16)
-    assert orpo_trl.attention._in_autocast_dtype(query, value) == (query, value)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert [x.dtype for x in orpo_trl.attention._in_autocast_dtype(query, value)] == [torch.bfloat16] * 2
+    for tensor in torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16):
+        assert orpo_trl.attention._in_autocast_dtype(tensor) is tensor
+        with torch.autocast("cpu", torch.bfloat16):
+            assert orpo_trl.attention._in_autocast_dtype(tensor).dtype == torch.bfloat16
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -141,8 +141,9 @@ def test_delta_is_the_share_of_the_gradient_that_is_left():
 # ---- NLL term and equation 6 -----------------------------------------------------------------------------------------
 
 # Two rows: a prompt of 3 with a response of 2, and a prompt of 2 with a response of 1. `sequence` covers 4 and 2
-# tokens, `completion` 2 and 1. With -log p of 1 for each token of the first row and 4 for each of the second, over `sequence`:
-# token mean (4 + 8) / 6 = 2; mean of the row means (1 + 4) / 2 = 2.5; sums / (11 - 1), mean over rows (0.4 + 0.8) / 2.
+# tokens, `completion` 2 and 1. With -log p of 1 for each token of the first row and 4 for each of the second, over
+# `sequence`: token mean (4 + 8) / 6 = 2; mean of the row means (1 + 4) / 2 = 2.5; sums / (11 - 1), mean over rows
+# (0.4 + 0.8) / 2.
 ROWS = ((3, 2), (2, 1))
 EXPECTED = {"token_mean": 2.0, "micro_batch_mean": 2.0, "sequence_mean": 2.5, "max_length": 0.6}
 

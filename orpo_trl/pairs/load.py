@@ -1,10 +1,12 @@
 """Names of datasets, as a recipe gives them, to datasets whose rows know where they come from."""
 
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
 from datasets import Dataset, IterableDataset
+from datasets.exceptions import DatasetGenerationError
 
 from orpo_trl.config import DataArguments, DatasetSource, SettingsError
 from orpo_trl.pairs.rows import ROW_COLUMNS
@@ -13,12 +15,12 @@ from orpo_trl.pairs.rows import ROW_COLUMNS
 SOURCE_COLUMN = "orpo_source"
 ROW_COLUMN = "orpo_row"
 
+Rows: TypeAlias = Dataset | IterableDataset
+
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
-def load_pairs(
-    arguments: DataArguments, with_test: bool, seed: int = 42
-) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None]:
+def load_pairs(arguments: DataArguments, with_test: bool, seed: int = 42) -> tuple[Rows, Rows | dict[str, Rows] | None]:
     """The train and, where asked for, the test rows that the arguments name.
 
     Args:
@@ -39,32 +41,36 @@ def load_pairs(
     if problems:
         raise SettingsError("DataArguments", problems)
     streaming = arguments.dataset_streaming
+
+    def load_split(split: str) -> Rows:
+        source = DatasetSource(path=arguments.dataset_name or "", name=arguments.dataset_config, split=split)
+        return _load_source(source, streaming)
+
     if arguments.datasets:
         train = _load_mixture(arguments.datasets, streaming, seed)
     else:
-        source = {"path": arguments.dataset_name, "name": arguments.dataset_config}
-        train = _load_source({**source, "split": arguments.dataset_train_split}, streaming)
+        train = load_split(arguments.dataset_train_split)
     if not with_test:
         return train, None
     if arguments.eval_datasets:
         return train, {label: _load_source(entry, streaming) for label, entry in arguments.eval_datasets.items()}
-    if arguments.test_split_size is not None:
-        size = arguments.test_split_size
+    size = arguments.test_split_size
+    if size is not None and isinstance(train, Dataset):  # a stream cannot be split, which `problems` says
         split = train.train_test_split(test_size=int(size) if size >= 1 else size, seed=seed)
         return split["train"], split["test"]
-    return train, _load_source({**source, "split": arguments.dataset_test_split}, streaming)
+    return train, load_split(arguments.dataset_test_split)
 
 
-def _load_mixture(entries: list[DatasetSource], streaming: bool, seed: int) -> Dataset | IterableDataset:
-    sources = [_load_source(entry, streaming) for entry in entries]
-    if all(entry.get("fraction") for entry in entries):
+def _load_mixture(entries: list[DatasetSource], streaming: bool, seed: int) -> Rows:
+    sources: list[Any] = [_load_source(entry, streaming) for entry in entries]  # streams have neither share nor weight
+    shares = [entry.get("fraction") or 0.0 for entry in entries]
+    if all(shares):
         # As in TRL: the largest mixture of these shares that repeats no row.
-        total = sum(entry["fraction"] for entry in entries)
-        shares = [entry["fraction"] / total for entry in entries]
+        shares = [share / sum(shares) for share in shares]
         rows = min(len(source) / share for source, share in zip(sources, shares, strict=True))
         sources = [source.select(range(round(share * rows))) for source, share in zip(sources, shares, strict=True)]
     sources = [
-        _repeat(source, entry["weight"], seed) if entry.get("weight") else source
+        _repeat(source, weight, seed) if (weight := entry.get("weight")) else source
         for source, entry in zip(sources, entries, strict=True)
     ]
     try:
@@ -84,13 +90,15 @@ def _repeat(dataset: Dataset, weight: float, seed: int) -> Dataset:
     return dataset.select(np.concatenate([np.tile(np.arange(len(dataset)), whole), np.sort(chosen)]).astype(int))
 
 
-def _load_source(entry: DatasetSource, streaming: bool) -> Dataset | IterableDataset:
+def _load_source(entry: DatasetSource, streaming: bool) -> Rows:
     path, split = entry["path"], entry.get("split") or "train"
-    options = {key: entry[key] for key in ("name", "data_dir", "data_files") if entry.get(key) is not None}
+    options: dict[str, Any] = {key: entry.get(key) for key in ("name", "data_dir", "data_files")}
+    options = {key: value for key, value in options.items() if value is not None}
     local = Path(path).expanduser()
     looks_local = local.suffix in _BUILDERS or path.startswith((".", "/", "~"))
     if looks_local and not local.exists():
         raise FileNotFoundError(f"The dataset {path!r} does not exist (looked for {local.resolve()}).")
+    dataset: Any  # `load_dataset` and `load_from_disk` return rows or splits, by their arguments
     try:
         if local.is_file():
             dataset = _load_file(local, split, streaming)
@@ -103,7 +111,7 @@ def _load_source(entry: DatasetSource, streaming: bool) -> Dataset | IterableDat
             dataset = datasets.load_dataset(
                 str(local) if local.is_dir() else path, split=split, streaming=streaming, **options
             )
-    except (ValueError, KeyError, StopIteration, datasets.exceptions.DatasetGenerationError) as error:
+    except (ValueError, KeyError, StopIteration, DatasetGenerationError) as error:
         reason = error.__cause__ or error
         reason = "it has no rows" if isinstance(reason, StopIteration) else reason
         raise ValueError(f"The split {split!r} of the dataset {path!r} could not be loaded: {reason}") from error
@@ -111,7 +119,7 @@ def _load_source(entry: DatasetSource, streaming: bool) -> Dataset | IterableDat
     return _note_origin(dataset, path if split == "train" else f"{path}:{split}")
 
 
-def _choose_columns(dataset: Dataset | IterableDataset, entry: DatasetSource) -> Dataset | IterableDataset:
+def _choose_columns(dataset: Rows, entry: DatasetSource) -> Rows:
     has = dataset.column_names
     columns = entry.get("columns") or [column for column in has or [] if column in ROW_COLUMNS]
     theirs = list(columns.values()) if isinstance(columns, dict) else columns
@@ -119,7 +127,7 @@ def _choose_columns(dataset: Dataset | IterableDataset, entry: DatasetSource) ->
     if missing:
         raise ValueError(
             f"The dataset {entry['path']!r} has no column {', '.join(f'`{column}`' for column in missing)}, which "
-            f"`columns` names; it has {', '.join(f'`{column}`' for column in has)}."
+            f"`columns` names; it has {', '.join(f'`{column}`' for column in has or [])}."
         )
     if theirs:
         dataset = dataset.select_columns(theirs)
@@ -128,14 +136,14 @@ def _choose_columns(dataset: Dataset | IterableDataset, entry: DatasetSource) ->
     return dataset
 
 
-def _load_file(path: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
+def _load_file(path: Path, split: str, streaming: bool) -> Rows:
     builder = _BUILDERS.get(path.suffix)
     if builder is None:
         raise ValueError(f"expected a file ending in {', '.join(_BUILDERS)}")
     return datasets.load_dataset(builder, data_files={"train": str(path)}, split=split, streaming=streaming)
 
 
-def _note_origin(dataset: Dataset | IterableDataset, source: str) -> Dataset | IterableDataset:
+def _note_origin(dataset: Rows, source: str) -> Rows:
     if isinstance(dataset, IterableDataset):
         return dataset.map(_origin, with_indices=True, fn_kwargs={"source": source})
     dataset = dataset.add_column(SOURCE_COLUMN, [source] * len(dataset))

@@ -115,7 +115,7 @@ def prepare_pairs(
             new_fingerprint=fingerprint(rows_only, tokenizer, rules, _CODE),
         )
     sources, rows = _origins(dataset, name)
-    status = tokenized.with_format("numpy")["status"][:]
+    status = np.asarray(tokenized.with_format("numpy")["status"][:])
     malformed = np.flatnonzero(status == MALFORMED)
     if len(malformed) and on_malformed == "error":
         listed = tokenized.select(malformed[:10])["problem"]
@@ -138,7 +138,9 @@ def column_names(dataset: Dataset | IterableDataset) -> list[str]:
 def pair_lengths(pairs: Dataset) -> PairLengths:
     """Lengths `[pairs]` of prepared pairs."""
     table = pairs.with_format("arrow")[:]
-    return PairLengths(*(_numpy(pc.list_value_length(table[f"{part}_ids"]), 0).astype(np.int64) for part in PARTS))
+    return PairLengths(
+        *(_numpy(pc.call_function("list_value_length", [table[f"{part}_ids"]]), 0).astype(np.int64) for part in PARTS)
+    )
 
 
 def _tokenize_and_drop(batch: Mapping, indices: list[int], name: str, on_malformed: str, **kwargs) -> dict[str, list]:
@@ -171,10 +173,10 @@ def _origins(dataset: Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _report(name: str, tokenized: Dataset, status: np.ndarray, sources: np.ndarray, rows: np.ndarray):
     table = tokenized.with_format("arrow")[:]
-    lengths = {part: _numpy(pc.list_value_length(table[f"{part}_ids"]), 0) for part in PARTS}
+    lengths = {part: _numpy(pc.call_function("list_value_length", [table[f"{part}_ids"]]), 0) for part in PARTS}
     flags = {flag: _numpy(table[flag], False) for flag in ("chosen_cut", "rejected_cut", "prompt_changed")}
     kept = status == KEPT
-    paired = kept & _numpy(pc.is_valid(table["rejected_ids"]), False)
+    paired = kept & _numpy(table["rejected_ids"].is_valid(), False)
     reports = {}
     for source in dict.fromkeys(sources):
         here = sources == source

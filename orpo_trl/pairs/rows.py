@@ -1,4 +1,4 @@
-"""One dataset row, of any accepted shape, to one `Pair`. The shapes are listed in README.md, "Data formats"."""
+"""One dataset row, of any accepted shape, to one pair. The shapes are listed in README.md, "Data formats"."""
 
 import json
 import re
@@ -45,20 +45,24 @@ class RowError(ValueError):
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A prompt with a chosen and, unless the row is for the NLL term alone, a rejected response.
+class TextPair:
+    """A prompt and its responses as text, trained on as it stands. A row of the NLL term alone has no `rejected`."""
 
-    Either all are text, trained on as it stands, or `prompt` is a conversation and each response its last assistant
-    turn, to be rendered by the chat template.
-    """
+    prompt: str
+    chosen: str
+    rejected: str | None
 
-    prompt: str | Messages
-    chosen: str | dict[str, Any]
-    rejected: str | dict[str, Any] | None
 
-    @property
-    def is_conversation(self) -> bool:
-        return not isinstance(self.prompt, str)
+@dataclass(frozen=True)
+class ChatPair:
+    """A conversation and its answers, assistant turns that the chat template renders."""
+
+    prompt: Messages
+    chosen: dict[str, Any]
+    rejected: dict[str, Any] | None
+
+
+Pair: TypeAlias = TextPair | ChatPair
 
 
 def is_empty(response: str | dict[str, Any]) -> bool:
@@ -107,7 +111,7 @@ def _parse_messages(name: str, value: Any) -> Any:
 def _pair_from_messages(prompt: Any, chosen: list, rejected: list | None) -> Pair:
     chosen = _conversation("chosen", prompt, chosen)
     if rejected is None:
-        return Pair(chosen[:-1], chosen[-1], None)
+        return ChatPair(chosen[:-1], chosen[-1], None)
     rejected = _conversation("rejected", prompt, rejected)
     if chosen[:-1] != rejected[:-1]:
         turn = next(
@@ -115,7 +119,7 @@ def _pair_from_messages(prompt: Any, chosen: list, rejected: list | None) -> Pai
             min(len(chosen), len(rejected)) - 1,
         )
         raise RowError("rejected", "the turns of `chosen` up to the last", f"another turn at position {turn}")
-    return Pair(chosen[:-1], chosen[-1], rejected[-1])
+    return ChatPair(chosen[:-1], chosen[-1], rejected[-1])
 
 
 def _conversation(name: str, prompt: Any, response: list) -> Messages:
@@ -226,9 +230,9 @@ def _transcript_turns(prompt: str) -> Messages:
 
 def _pair(prompt: str | Messages, chosen: str, rejected: str | None) -> Pair:
     if isinstance(prompt, str):
-        return Pair(prompt, chosen, rejected)
+        return TextPair(prompt, chosen, rejected)
     turn = None if rejected is None else {"role": "assistant", "content": rejected}
-    return Pair(prompt, {"role": "assistant", "content": chosen}, turn)
+    return ChatPair(prompt, {"role": "assistant", "content": chosen}, turn)
 
 
 def _present(row: Mapping) -> str:

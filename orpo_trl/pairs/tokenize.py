@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from orpo_trl.config import ORPOConfig
-from orpo_trl.pairs.rows import Pair, RowError, is_empty, row_to_pair
+from orpo_trl.pairs.rows import ChatPair, Pair, RowError, TextPair, is_empty, row_to_pair
 from orpo_trl.upstream import remove_none_values
 
 # What became of a row. KEPT rows reach the model; each other status is a reason for dropping the row.
@@ -103,10 +103,11 @@ def tokenize_rows(
         texts.extend(rendered)
 
     encoded = _encode(texts, tokenizer)
-    bos, eos = leading_special_ids(tokenizer), tokenizer.eos_token_id
+    bos = leading_special_ids(tokenizer)
+    eos: Any = tokenizer.eos_token_id  # one id, or none
     for index, (pair, span) in spans.items():
         prompt, *full = encoded[span]
-        ids = _split(prompt, full, bos, None if pair.is_conversation else eos)
+        ids = _split(prompt, full, bos, None if isinstance(pair, ChatPair) else eos)
         records[index] = _record(ids, rules)
     return {name: [record.get(name) for record in records] for name in TOKENIZED_FEATURES}
 
@@ -142,9 +143,10 @@ def _empty_side(pair: Pair) -> str | None:
 
 def _render(pair: Pair, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, prompt_turns: str) -> list[str]:
     """Texts of the prompt, of the dialogue with its chosen and, where there is one, with its rejected response."""
-    responses = [pair.chosen] if pair.rejected is None else [pair.chosen, pair.rejected]
-    if not pair.is_conversation:
+    if isinstance(pair, TextPair):
+        responses = [pair.chosen] if pair.rejected is None else [pair.chosen, pair.rejected]
         return [pair.prompt, *(pair.prompt + response for response in responses)]
+    turns = [pair.chosen] if pair.rejected is None else [pair.chosen, pair.rejected]
     if not tokenizer.chat_template:
         raise ValueError(
             "The rows hold conversations, but the tokenizer has no chat template. Set `chat_template_path` to a Jinja "
@@ -156,14 +158,14 @@ def _render(pair: Pair, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBa
     options = {"tools": _json_column(row, "tools"), **options}
 
     def render(messages: list, **kwargs) -> str:
-        return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs, **options)
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **kwargs, **options))
 
     try:
-        turns = pair.prompt
+        opening = pair.prompt
         if prompt_turns == "first":
-            turns = list(itertools.takewhile(lambda turn: turn["role"] != "assistant", turns)) or turns
-        prompt = render(turns, add_generation_prompt=True)
-        return [prompt, *(render([*pair.prompt, response]) for response in responses)]
+            opening = list(itertools.takewhile(lambda turn: turn["role"] != "assistant", opening)) or opening
+        prompt = render(opening, add_generation_prompt=True)
+        return [prompt, *(render([*pair.prompt, turn]) for turn in turns)]
     except (TemplateError, TypeError, KeyError, IndexError) as error:
         # Templates refuse by `raise_exception`, or trip over a turn that they were not written for.
         raise RowError("chosen", "turns that the chat template accepts", f"{type(error).__name__}: {error}") from error
@@ -239,7 +241,7 @@ def _record(ids: _Ids, rules: PairRules) -> dict[str, Any]:
         "length": len(ids.prompt) + len(chosen) + len(rejected or ()),
         "status": KEPT,
         "chosen_cut": len(chosen) < len(ids.chosen),
-        "rejected_cut": rejected is not None and len(rejected) < len(ids.rejected),
+        "rejected_cut": len(rejected or ()) < len(ids.rejected or ()),
         "prompt_changed": ids.prompt_changed,
     }
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orpo_trl.pairs.rows import Pair, RowError, is_empty, row_to_pair
+from orpo_trl.pairs.rows import ChatPair, RowError, TextPair, is_empty, row_to_pair
 
 
 def user(text):
@@ -19,8 +19,8 @@ def bot(text):
     return {"role": "assistant", "content": text}
 
 
-CHAT = Pair([user("q")], bot("good"), bot("bad"))
-TEXT = Pair("q", "good", "bad")
+CHAT = ChatPair([user("q")], bot("good"), bot("bad"))
+TEXT = TextPair("q", "good", "bad")
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ TEXT = Pair("q", "good", "bad")
         ({"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"}, CHAT),
         (
             {"instruction": "sum up", "input": "a text", "output": "x", "chosen": "good", "rejected": "bad"},
-            Pair([user("sum up\n\na text")], bot("good"), bot("bad")),
+            ChatPair([user("sum up\n\na text")], bot("good"), bot("bad")),
         ),
         ({"prompt": "q", "chosen": "good", "rejected": "bad"}, TEXT),
         # CSV holds messages as their JSON.
@@ -53,7 +53,7 @@ TEXT = Pair("q", "good", "bad")
         # A prompt that the lists do not hold comes after the system turn, and before an answer that others follow.
         (
             {"prompt": "q", "chosen": [system("s"), bot("good")], "rejected": [system("s"), bot("bad")]},
-            Pair([system("s"), user("q")], bot("good"), bot("bad")),
+            ChatPair([system("s"), user("q")], bot("good"), bot("bad")),
         ),
         (
             {
@@ -61,15 +61,15 @@ TEXT = Pair("q", "good", "bad")
                 "chosen": [bot("a"), user("more"), bot("good")],
                 "rejected": [bot("a"), user("more"), bot("bad")],
             },
-            Pair([user("q"), bot("a"), user("more")], bot("good"), bot("bad")),
+            ChatPair([user("q"), bot("a"), user("more")], bot("good"), bot("bad")),
         ),
         (
             {"prompt": [system("s")], "chosen": [user("q"), bot("good")], "rejected": [user("q"), bot("bad")]},
-            Pair([system("s"), user("q")], bot("good"), bot("bad")),
+            ChatPair([system("s"), user("q")], bot("good"), bot("bad")),
         ),
         (
             {"chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad"},
-            Pair("\n\nHuman: q\n\nAssistant:", " good", " bad"),
+            TextPair("\n\nHuman: q\n\nAssistant:", " good", " bad"),
         ),
         # Arrow fills absent keys of messages, and absent columns, with None.
         (
@@ -88,14 +88,14 @@ def test_accepted_shape(row, expected):
 
 @pytest.mark.parametrize("row", [{"chosen": [user("q"), bot("good")]}, {"prompt": "q", "chosen": [bot("good")]}])
 def test_row_without_rejected_is_for_the_nll_alone(row):
-    assert row_to_pair(row) == Pair([user("q")], bot("good"), None)
+    assert row_to_pair(row) == ChatPair([user("q")], bot("good"), None)
     assert row_to_pair({**row, "rejected": None}).rejected is None
 
 
 def test_prompt_is_every_turn_but_the_last():
     turns = [{"role": "system", "content": "s"}, user("q1"), bot("a1"), user("q2")]
     pair = row_to_pair({"chosen": [*turns, bot("good")], "rejected": [*turns, bot("bad")]})
-    assert pair == Pair(turns, bot("good"), bot("bad"))
+    assert pair == ChatPair(turns, bot("good"), bot("bad"))
 
 
 def test_strings_as_messages():
@@ -104,7 +104,7 @@ def test_strings_as_messages():
     assert row_to_pair(transcript, strings_as_messages=True) == CHAT
     dialogue = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: q\n\nAssistant: "
     pair = row_to_pair({"chosen": dialogue + "good", "rejected": dialogue + "bad"}, strings_as_messages=True)
-    assert pair == Pair([user("hi"), bot("hello"), user("q")], bot("good"), bot("bad"))
+    assert pair == ChatPair([user("hi"), bot("hello"), user("q")], bot("good"), bot("bad"))
 
 
 @pytest.mark.parametrize(
