@@ -28,16 +28,16 @@ from trl.trainer.utils import add_fused_lm_head, get_config_model_id
 
 from orpo_trl.attention import choose_layout, reading_packed_row
 from orpo_trl.batch import COUNTS, MODEL_INPUTS, PairCollator, TokenBudget, micro_batches, nll_sum, pair_logps
-from orpo_trl.callbacks.record import RunRecord, settings_as_recipe
+from orpo_trl.callbacks.findings import FindingWarnings
+from orpo_trl.callbacks.record import RunRecord, installed_versions, settings_as_recipe
 from orpo_trl.callbacks.samples import SampleCompletions
 from orpo_trl.callbacks.terminal import TerminalProgress
-from orpo_trl.callbacks.trackers import TensorBoardRun, WandbRun
-from orpo_trl.callbacks.trouble import TroubleWarnings
+from orpo_trl.callbacks.trackers import TensorBoardRun, WandbRun, run_pages
 from orpo_trl.config import ORPOConfig
 from orpo_trl.losses import log_odds_ratio, odds_ratio_delta, odds_ratio_loss
-from orpo_trl.metrics import MetricSums, PairGroups
+from orpo_trl.metric_sums import MetricSums, PairGroups
 from orpo_trl.model import disable_dropout, shrink_head_tiles
-from orpo_trl.model_card import complete_card
+from orpo_trl.model_card import write_card
 from orpo_trl.pairs.preparation import PreparationReport
 from orpo_trl.pairs.prepare import PAIR_COLUMNS, column_names, longest_rows, prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
@@ -202,7 +202,7 @@ class ORPOTrainer(SFTTrainer):
         self.add_callback(RunRecord(self))
         if self.args.generate_during_eval:
             self.add_callback(SampleCompletions(self))
-        self.add_callback(TroubleWarnings())
+        self.add_callback(FindingWarnings(self.args.beta))
 
     @property
     def _is_padded(self) -> bool:
@@ -459,18 +459,24 @@ class ORPOTrainer(SFTTrainer):
 
     # ---- Model card ----------------------------------------------------------------------------------------------
 
-    def create_model_card(self, *args, **kwargs):
-        super().create_model_card(*args, **kwargs)
-        if self.is_world_process_zero():
-            base = get_config_model_id(self.model.config)
-            folder = Path(self.args.output_dir)
-            try:
-                complete_card(
-                    folder, self.hub_model_id or folder.name, is_on_hub=bool(base) and not Path(base).is_dir()
-                )
-            except (ValueError, OSError) as error:
-                # Such as a metrics.jsonl that somebody has edited. Each checkpoint has a card, and is worth more.
-                logger.warning("The model card lacks the run's recipe, data and figures: %s", error)
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        """Write the model card to the output folder. The Trainer calls it for each checkpoint as well."""
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self.args.output_dir)
+        write_card(
+            folder,
+            model_name=model_name or folder.name,
+            source=self.hub_model_id or folder.name,
+            base_model=self.model.config.name_or_path or "",
+            dataset_name=dataset_name,
+            tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
+            is_adapter=is_peft_model(self.model),
+            is_chat=self._tokenizer.chat_template is not None,
+            paper=self._paper,
+            versions=installed_versions(),
+            pages=run_pages(),
+        )
 
     # ---- Evaluation ----------------------------------------------------------------------------------------------
 

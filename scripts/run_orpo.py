@@ -22,23 +22,13 @@ from trl import get_peft_config, get_quantization_config
 from orpo_trl import ORPOConfig, ORPOTrainer
 from orpo_trl.callbacks.trackers import TrackerError, finish_wandb
 from orpo_trl.launch import start_deepspeed_on_cpu
+from orpo_trl.metrics import evaluation_prefixes, held_out_table
 from orpo_trl.model import build_from_scratch, load_tokenizer, model_init_kwargs
 from orpo_trl.pairs.load import load_pairs
 from orpo_trl.pairs.prepare import MalformedRowsError
 from orpo_trl.recipe.files import RecipeError
 from orpo_trl.recipe.parse import build_settings, load_recipe
 from orpo_trl.recipe.write import expanded
-
-# Held-out metrics that the closing table shows, in this order.
-SUMMARY = {
-    "loss": "loss",
-    "nll_loss": "NLL",
-    "rewards/accuracies": "accuracy: chosen more likely than rejected",
-    "rewards/margins": "reward margin",
-    "logps/chosen": "log-probability of chosen, per token",
-    "logps/rejected": "log-probability of rejected, per token",
-    "log_odds_chosen": "log odds ratio",
-}
 
 
 def main(arguments: list[str]) -> None:
@@ -135,13 +125,11 @@ def final_evaluation(trainer: ORPOTrainer) -> dict[str, float]:
 
 
 def print_summary(metrics: dict[str, float]) -> None:
-    prefixes = sorted({key.removesuffix("nll_loss") for key in metrics if key.endswith("_nll_loss")})
-    for prefix in prefixes:
-        table = Table("metric", title=f"Held-out pairs ({prefix.rstrip('_')})")
+    for prefix in evaluation_prefixes(metrics):
+        table = Table("metric", title=f"Held-out pairs ({prefix.removesuffix('_')})")
         table.add_column("value", justify="right")
-        for name, label in SUMMARY.items():
-            if prefix + name in metrics:
-                table.add_row(label, f"{metrics[prefix + name]:.4f}")
+        for row in held_out_table(metrics, prefix):
+            table.add_row(*row)
         Console().print(table)
 
 

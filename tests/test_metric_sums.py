@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orpo_trl.metrics import MetricSums, PairGroups, length_bucket
+from orpo_trl.metric_sums import MetricSums, PairGroups, length_bucket
 
 PARTS = st.lists(st.tuples(st.floats(-1e3, 1e3), st.integers(0, 500)), min_size=1, max_size=8)
 
