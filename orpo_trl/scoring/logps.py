@@ -57,8 +57,8 @@ def prepare_model(model: torch.nn.Module, pair_layout: str = "auto") -> str:
         The layout for the collator: 'shared_prefix' or 'padded'.
 
     Raises:
-        ValueError: where the model cannot read packed rows exactly and `pair_layout` demands them, or where an adapter is
-            on the LM head or puts virtual tokens before the prompt.
+        ValueError: where the model cannot read packed rows exactly and `pair_layout` demands them, or where an adapter
+            is on the LM head or puts virtual tokens before the prompt.
     """
     config = getattr(model, "active_peft_config", None)
     if getattr(config, "is_prompt_learning", False):
@@ -87,7 +87,7 @@ def score_pairs(
         model: a model that `prepare_model` or an `ORPOTrainer` has changed; scoring turns its dropout off.
         pairs: prepared pairs (`prepare_pairs`).
         collator: makes the batches, in the layout that the model reads.
-        max_tokens: positions of a forward pass, padding included, which limits its memory; a row that has more runs alone.
+        max_tokens: positions of a forward pass, padding included, which limits memory; a row with more runs alone.
 
     Returns:
         One record per row, in the order of the rows, with the keys of `RECORD`. Log-probabilities of the tokens are

@@ -155,9 +155,8 @@ def _check_fits(pairs: Dataset, config: PreTrainedConfig) -> None:
     """Refuse tokens and positions for which the model has no weights."""
     vocabulary, positions = config.vocab_size, getattr(config, "max_position_embeddings", None)
     table = pairs.with_format("arrow")[:]
-    largest = max(
-        pc.max(pc.list_flatten(table[f"{part}_ids"])).as_py() or 0 for part in ("prompt", "chosen", "rejected")
-    )
+    ids = (pc.call_function("list_flatten", [table[f"{part}_ids"]]) for part in ("prompt", "chosen", "rejected"))
+    largest = max(pc.call_function("max", [part]).as_py() or 0 for part in ids)
     if largest >= vocabulary:
         raise ValueError(
             f"The rows have token id {largest}, and the model embeds {vocabulary:,} tokens. Set --tokenizer."
