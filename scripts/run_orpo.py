@@ -64,8 +64,8 @@ def main(arguments: list[str]) -> None:
         if model_args.from_scratch:
             model = build_from_scratch(model_args, tokenizer)
         else:
-            model = model_args.model_name_or_path
-            own = training_args.model_init_kwargs or {}
+            model = cast(str, model_args.model_name_or_path)
+            own = cast(dict, training_args.model_init_kwargs or {})
             training_args.model_init_kwargs = {**model_init_kwargs(model_args), **own}
 
         # ---- Train ---------------------------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 import itertools
 import logging
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from accelerate.utils import send_to_device
 from datasets import Dataset
 from rich.console import Console
 from rich.progress import track
+from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from orpo_trl.attention import choose_layout, reading_packed_row
@@ -63,16 +65,19 @@ def prepare_model(model: torch.nn.Module, pair_layout: str = "auto") -> str:
     config = getattr(model, "active_peft_config", None)
     if getattr(config, "is_prompt_learning", False):
         raise ValueError(f"{type(config).__name__} puts virtual tokens before the prompt, which pairs do not support.")
-    if hasattr(model.get_output_embeddings(), "base_layer"):
+    language_model = cast(PreTrainedModel, model)  # a PEFT model passes these attributes on
+    if hasattr(language_model.get_output_embeddings(), "base_layer"):
         raise ValueError(
             "An adapter is on the model's LM head, whose weight is read without it. Merge the adapter into the model "
             "first: `model.merge_and_unload()` of peft."
         )
-    layout, reason = choose_layout(model, pair_layout)
+    layout, reason = choose_layout(language_model, pair_layout)
     if reason:
         logger.warning(reason)
-    add_fused_lm_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
-    if model.device.type == "cpu":
+    # Only a PEFT model has this method.
+    get_base_model: Callable[[], PreTrainedModel] | None = getattr(model, "get_base_model", None)
+    add_fused_lm_head(get_base_model() if get_base_model is not None else language_model)
+    if language_model.device.type == "cpu":
         shrink_head_tiles()
     return layout
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import pyarrow as pa
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from orpo_trl.batch import PairCollator
@@ -85,11 +85,12 @@ def run_logps(
     encoder = load_tokenizer_for(model_args, chat_template_path, trust_remote_code)
     data_args = DataArguments(dataset_name=data, dataset_config=config, dataset_train_split=split)
     rows, _ = load_pairs(data_args, with_test=False)
-    pairs, report = prepare_pairs(rows, encoder, PairRules(**rules), split, on_malformed)
+    prepared, report = prepare_pairs(rows, encoder, PairRules(**rules), split, on_malformed)
+    pairs = cast(Dataset, prepared)  # as only `dataset_streaming` makes streams
     print(report, file=sys.stderr)
     loaded = load_model(model_args, where, trust_remote_code)
-    _check_fits(pairs, loaded.config.get_text_config())
-    padding = encoder.eos_token_id if encoder.pad_token_id is None else encoder.pad_token_id
+    _check_fits(pairs, cast(PreTrainedModel, loaded).config.get_text_config())
+    padding = cast(int, encoder.eos_token_id if encoder.pad_token_id is None else encoder.pad_token_id)
     # Prompts are not scored, so that a GPU's head leaves them out.
     collator = PairCollator(padding, nll_scope="completion", layout=prepare_model(loaded, pair_layout))
     start = time.perf_counter()
