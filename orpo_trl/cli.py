@@ -400,7 +400,7 @@ def logps(model: str, data: str, output: Path | None, **options) -> None:
 def report(runs: tuple[Path, ...], output: Path | None, png: Path | None, csv: Path | None) -> None:
     """Make one page of a RUN's folder, or of several side by side.
 
-    Held-out metrics, trouble, curves, what the recipes differ in, answers to held-out prompts, and how the runs were
+    Held-out metrics, diagnosis, curves, what the recipes differ in, answers to held-out prompts, and how the runs were
     made, in one HTML file that loads nothing. Folders of other trainers are read too: their trainer_state.json is.
 
     \b

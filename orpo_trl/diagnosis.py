@@ -1,4 +1,4 @@
-"""Trouble that the curves of a run tell of, in words."""
+"""What the curves of a run say is going wrong, in words."""
 
 import math
 import statistics
@@ -6,46 +6,49 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
-# Rejected above chosen is normal for a while; this share of the run is "long", and so many logs at least.
+from orpo_trl.metrics import METRICS, evaluation_prefixes, number
+
+# The kind of finding that the trainer itself also warns of.
+NON_FINITE = "non_finite"
+# Rejected above chosen is normal for a while. A long time is this share of the run, and at least so many logs.
 LONG_SHARE, LONG_LOGS = 0.1, 5
 # The authors' picture of over-fitting (xfactlab/orpo#5): chosen near 0, rejected from -5 to -10.
 OVERFIT_CHOSEN, OVERFIT_REJECTED = -0.1, -5.0
-# Log odds rise from the first steps; after so large a share of the run past the warm-up they should have.
+# Log odds rise from the first steps. They should have risen after this share of the run, counted from the warm-up.
 FLAT_SHARE, FLAT_LOGS, FLAT_RISE = 0.2, 10, 0.05
-# Evaluations in a row, and how far above the lowest loss, in relation to it.
+# So many evaluations in a row are above the lowest loss, by this share of it.
 RISING_EVALUATIONS, RISING_BY = 2, 0.01
 
 
-def find_trouble(
+def diagnose(
     history: Sequence[dict[str, Any]], beta: float, warmup_steps: int = 0, max_steps: int = 0
 ) -> dict[str, str]:
-    """What the metrics say is going wrong, each kind once, by its name.
+    """What the metrics say is going wrong, each kind of finding once.
 
     Args:
         history: logs in order, with `step` and metrics under their logged names (`logps/chosen`, `eval_loss`, …); a
             value that was not finite may be None.
-        beta: weight of the odds-ratio term; at 0 nothing is expected of the rejected responses.
-        warmup_steps, max_steps: optimiser steps of the warm-up, and of the run.
+        beta: weight of the odds-ratio term. At 0, rejected responses are not trained on and may do anything.
+        warmup_steps: optimiser steps of the warm-up.
+        max_steps: optimiser steps of the run.
 
     Returns:
-        A sentence or two for people, by kind of trouble: `non_finite`, `inverted`, `overfit`, `flat`, and
+        A sentence or two for people, by kind of finding: `non_finite`, `inverted`, `overfit`, `flat`, and
         `rising PREFIX` for each evaluation set; empty where nothing is wrong.
     """
-    found = {"non_finite": _non_finite(history)}
+    found = {NON_FINITE: _non_finite(history)}
+    prefixes = evaluation_prefixes(name for log in history for name in log)
     train = [log for log in history if _has(log, "logps/chosen", "logps/rejected", "log_odds_chosen")]
     if beta and train:
         found["inverted"] = _inverted(train, warmup_steps, max_steps)
-        found["overfit"] = _overfit(train, history)
+        found["overfit"] = _overfit(train, history, prefixes)
         found["flat"] = _flat(train, warmup_steps, max_steps)
-    prefixes = dict.fromkeys(
-        name.removesuffix("nll_loss") for log in history for name in log if name.endswith("_nll_loss")
-    )
     found |= {f"rising {prefix}": _rising(history, prefix) for prefix in prefixes}
     return {kind: text for kind, text in found.items() if text}
 
 
 def _non_finite(history: Iterable[dict[str, Any]]) -> str:
-    steps = [log["step"] for log in history if "loss" in log and not _is_finite(log["loss"])]
+    steps = [log["step"] for log in history if "loss" in log and number(log["loss"]) is None]
     if not steps:
         return ""
     return (
@@ -67,14 +70,15 @@ def _inverted(train: list[dict[str, Any]], warmup_steps: int, max_steps: int) ->
     return ""
 
 
-def _overfit(train: list[dict[str, Any]], history: Iterable[dict[str, Any]]) -> str:
+def _overfit(train: list[dict[str, Any]], history: Iterable[dict[str, Any]], prefixes: list[str]) -> str:
     last = train[-2:]
     if len(last) < 2 or not all(
         log["logps/chosen"] > OVERFIT_CHOSEN and log["logps/rejected"] < OVERFIT_REJECTED for log in last
     ):
         return ""
-    held_out = [value for log in history for name, value in log.items() if name.endswith("_logps/chosen")]
-    if held_out and _is_finite(held_out[-1]) and held_out[-1] > OVERFIT_CHOSEN:
+    names = {f"{prefix}logps/chosen" for prefix in prefixes}
+    held_out = [number(value) for log in history for name, value in log.items() if name in names]
+    if held_out and held_out[-1] is not None and held_out[-1] > OVERFIT_CHOSEN:
         return ""  # as likely on pairs that were not trained on: learnt, not memorised
     return (
         f"At step {last[-1]['step']:,} chosen responses have a log-probability of {last[-1]['logps/chosen']:.3f} per "
@@ -89,14 +93,14 @@ def _flat(train: list[dict[str, Any]], warmup_steps: int, max_steps: int) -> str
         return ""
     start = [log["log_odds_chosen"] for log in train[:3]]
     now = [log["log_odds_chosen"] for log in recent]
-    # Both means are of few pairs each: less than twice the standard error is no rise.
+    # Both means are over few pairs each, so less than twice the standard error is no rise.
     noise = 2 * statistics.stdev(now) * math.sqrt(1 / len(now) + 1 / len(start))
     rise = statistics.fmean(now) - statistics.fmean(start)
     if rise >= max(FLAT_RISE, min(noise, 4 * FLAT_RISE)):
         return ""
     return (
-        f"The log odds ratio is {statistics.fmean(now):.3f} at step {recent[-1]['step']:,}, and was "
-        f"{statistics.fmean(start):.3f} at the start: the model does not learn to tell chosen from rejected. Try a "
+        f"The {METRICS['log_odds_chosen'].label} is {statistics.fmean(now):.3f} at step {recent[-1]['step']:,}, and "
+        f"was {statistics.fmean(start):.3f} at the start: the model does not learn to tell chosen from rejected. Try a "
         "higher `beta` or learning rate, and look at one pair with `orpo-trl check`."
     )
 
@@ -107,7 +111,7 @@ def _rising(history: Iterable[dict[str, Any]], prefix: str) -> str:
     if len(losses) <= RISING_EVALUATIONS:
         return ""
     *before, _ = steps = list(losses)
-    best = min(before, key=losses.get)
+    best = min(before, key=lambda step: losses[step])
     after = steps[steps.index(best) + 1 :]
     if len(after) < RISING_EVALUATIONS or any(
         losses[step] <= losses[best] + RISING_BY * abs(losses[best]) for step in after[-RISING_EVALUATIONS:]
@@ -115,13 +119,9 @@ def _rising(history: Iterable[dict[str, Any]], prefix: str) -> str:
         return ""
     return (
         f"`{name}` has risen since step {best:,}, from {losses[best]:.4f} to {losses[after[-1]]:.4f}. That is "
-        f"over-fitting, unless the margin is what you are after: the checkpoint of step {best:,} may be the better one."
+        f"over-fitting, unless the margin is what you want: the checkpoint of step {best:,} may be the better one."
     )
 
 
 def _has(log: dict[str, Any], *names: str) -> bool:
-    return all(_is_finite(log.get(name)) for name in names)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return all(number(log.get(name)) is not None for name in names)

@@ -1,139 +1,227 @@
-"""Weighted means of what a run measures, summed on the device and reduced over ranks once per log."""
+"""`METRICS`: what each metric is called, what it means and how it is shown, in one place. Loads no other library."""
 
-from collections.abc import Sequence
-
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-
-# A pair's length is told by the power of two that its longer response fits into, from this many tokens on.
-SHORTEST_BUCKET = 64
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 
-class MetricSums:
-    """Sums of values and weights since the last `reduce`, on the device, without waiting for it.
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
 
-    The mean of a metric over a logging window, all ranks and micro-batches is sum of values / sum of weights, where
-    the weight is the number of tokens or pairs behind a value: unlike a mean of means it does not depend on how rows
-    are split. A non-finite value is left out, with its weight, and counted.
-
-    Args:
-        names: of the metrics, in the order in which `add` takes them.
+    Attributes:
+        name: its key in a log of training; in evaluation, `eval_` or `eval_LABEL_` stands before it.
+        label: its name in tables.
+        meaning: one sentence.
+        unit: unit of its values; empty where they have none.
+        title: its short name, for a column of the terminal and for the legend of a figure. Tables of held-out metrics
+            show the metrics that have one.
+        format: format specification of its values in the terminal's column.
+        higher_is_better: None where neither direction is better by itself.
+        is_logged: False for a metric that is computed from others, or that only other trainers log.
     """
 
-    def __init__(self, names: Sequence[str]):
-        self.names = tuple(names)
-        self._sums: torch.Tensor | None = None
+    name: str
+    label: str
+    meaning: str
+    unit: str = ""
+    title: str = ""
+    format: str = ".4f"
+    higher_is_better: bool | None = None
+    is_logged: bool = True
 
-    def add(self, values: torch.Tensor, weights: Sequence[float]) -> None:
-        """Add one micro-batch's part of each metric.
-
-        Args:
-            values: `[metrics]`, sums over the tokens or pairs.
-            weights: how many there are behind each value; 0 where the micro-batch has none.
-        """
-        # MPS has no float64; a window's counts fit float32.
-        dtype = torch.float32 if values.device.type == "mps" else torch.float64
-        values = values.detach().to(dtype)
-        finite = values.isfinite()
-        counts = torch.tensor(weights, dtype=dtype).to(values.device, non_blocking=True)
-        part = torch.stack([values.where(finite, 0), counts.where(finite, 0), (~finite).to(dtype)])
-        self._sums = part if self._sums is None else self._sums + part
-
-    def reduce(
-        self, accelerator: Accelerator, numbers: Sequence[float] = ()
-    ) -> tuple[dict[str, float], dict[str, int], list[list[float]]]:
-        """Means over all ranks since the last call, and how many micro-batches were non-finite.
-
-        One collective and one device synchronisation for all of it. Every rank must call it.
-
-        Args:
-            accelerator: of the run.
-            numbers: of this rank, to be gathered on the way.
-
-        Returns:
-            Mean by name, left out where the weights sum to 0; the count of non-finite parts by name, left out where it
-            is 0; the `numbers` of each rank.
-        """
-        if self._sums is None:
-            return {}, {}, []
-        mine = torch.cat([self._sums.flatten(), torch.tensor(numbers, dtype=self._sums.dtype).to(self._sums.device)])
-        of_ranks = accelerator.gather(mine[None]).cpu()
-        table, numbers_of_ranks = of_ranks.split([self._sums.numel(), len(numbers)], dim=1)
-        sums, weights, counts = table.sum(dim=0).view(3, -1).tolist()
-        self._sums = None
-        rows = list(zip(self.names, sums, weights, counts, strict=True))
-        means = {name: value / weight for name, value, weight, _ in rows if weight}
-        return means, {name: int(count) for name, _, _, count in rows if count}, numbers_of_ranks.tolist()
+    @property
+    def heading(self) -> str:
+        """The label with the unit."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
-class PairGroups:
-    """Accuracy and margin of held-out pairs, by the source that a pair is from and by the length of its responses."""
+# The margin of log p. TRL's `rewards/margins` is beta times it, so only this one compares across runs.
+MARGIN = "logps/margins"
 
-    def __init__(self, beta: float):
-        self.beta = beta
-        self._parts: list[tuple[torch.Tensor, list[str | None], list[int]]] = []
+_NATS, _PER_TOKEN = "nats", "nats per token"
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "loss", "loss", "NLL plus beta times the odds-ratio term; in evaluation over the held-out pairs.",
+            _PER_TOKEN, title="loss", higher_is_better=False,
+        ),
+        Metric(
+            "nll_loss", "NLL", "Negative log-likelihood of the chosen responses, and of their prompts with `nll_scope: "
+            "sequence`.", _PER_TOKEN, title="NLL", higher_is_better=False,
+        ),
+        Metric(
+            "log_odds_chosen", "log odds ratio", "Log odds of the chosen response minus those of the rejected one, "
+            "mean over pairs.", _NATS, title="log odds", format="+.3f", higher_is_better=True,
+        ),
+        Metric(
+            "rewards/accuracies", "accuracy: chosen more likely than rejected", "Share of pairs whose chosen response "
+            "has the higher mean log-probability.", "share of pairs", title="accuracy", format=".3f",
+            higher_is_better=True,
+        ),
+        Metric(
+            "rewards/margins", "reward margin", "Difference of the two rewards; it scales with beta.", _PER_TOKEN,
+            title="margin", format="+.4f", higher_is_better=True,
+        ),
+        Metric(
+            "logps/chosen", "log-probability of chosen", "Mean log-probability of the tokens of a chosen response, "
+            "mean over pairs.", _PER_TOKEN, title="chosen", format=".3f",
+        ),
+        Metric(
+            "logps/rejected", "log-probability of rejected", "Mean log-probability of the tokens of a rejected "
+            "response, mean over pairs.", _PER_TOKEN, title="rejected", format=".3f",
+        ),
+        Metric(
+            MARGIN, "margin of log-probabilities", "Log-probability of chosen minus log-probability of rejected.",
+            _PER_TOKEN, higher_is_better=True, is_logged=False,
+        ),
+        Metric(
+            "log_odds_ratio", "log σ of the log odds ratio", "Minus the odds-ratio term, under TRL's name for it.",
+            _NATS, higher_is_better=True,
+        ),
+        Metric(
+            "odds_ratio_delta", "weight δ(d) of the odds-ratio gradient", "The paper's δ(d) = σ(−log odds ratio): 0.5 "
+            "where the model has no preference, near 0 where the odds-ratio term has nothing more to teach.",
+        ),
+        Metric(
+            "rewards/chosen", "reward of chosen", "Beta times the log-probability of chosen.", _PER_TOKEN,
+        ),
+        Metric(
+            "rewards/rejected", "reward of rejected", "Beta times the log-probability of rejected.", _PER_TOKEN,
+        ),
+        Metric(
+            "aux_loss", "load-balancing loss of the router", "Of mixture-of-experts models only.",
+            higher_is_better=False,
+        ),
+        Metric(
+            "mean_token_accuracy", "token accuracy", "Share of tokens that the model ranks first; TRL's SFTTrainer "
+            "logs it.", "share of tokens", higher_is_better=True, is_logged=False,
+        ),
+        Metric(
+            "learning_rate", "learning rate", "What the schedule set for the last optimiser step of the window.",
+            title="lr", format=".2e",
+        ),
+        Metric(
+            "grad_norm", "gradient norm", "Norm of the whole gradient in the last optimiser step of the window.",
+            "L2, before clipping", title="grad", format=".2f",
+        ),
+        Metric(
+            "num_tokens", "tokens so far", "Tokens trained on since the start, each response with its prompt.",
+            "tokens",
+        ),
+        Metric(
+            "throughput/unique_tokens_per_second", "training speed", "Of all processes together, each prompt counted "
+            "once; evaluation and saving take no time of it.", "unique tokens/s", title="tok/s", format=",.0f",
+            higher_is_better=True,
+        ),
+        Metric(
+            "throughput/pairs_per_second", "training speed in pairs", "Pairs per second, of all processes "
+            "together.", "pairs/s",
+            higher_is_better=True,
+        ),
+        Metric(
+            "throughput/padding_avoided_percent", "padding avoided", "Share of the positions of padded rows that were "
+            "not computed.", "%", higher_is_better=True,
+        ),
+        Metric(
+            "throughput/mfu_percent", "model FLOP/s utilisation (MFU)", "The model's FLOP/s over the GPU's peak, where "
+            "the peak is known; recomputation and padding do not count.", "%", higher_is_better=True,
+        ),
+        Metric(
+            "memory/peak_gib", "peak memory", "Of the largest process since its start: allocated on its GPU, or "
+            "resident on a CPU.", "GiB", higher_is_better=False,
+        ),
+    )
+}  # fmt: skip
 
-    def add(
-        self, chosen: torch.Tensor, rejected: torch.Tensor, sources: Sequence[str | None], lengths: Sequence[int]
-    ) -> None:
-        """Add a micro-batch, without waiting for the device.
 
-        Args:
-            chosen, rejected: `[pairs]`, mean token log-probabilities.
-            sources: where each pair is from.
-            lengths: tokens of each pair's longer response.
-        """
-        self._parts.append((torch.stack([chosen, rejected]).detach(), list(sources), list(lengths)))
-
-    def reduce(self) -> dict[str, float]:
-        """Metrics of all ranks since the last call; every rank must call it.
-
-        Returns:
-            `sources/NAME/…` and `lengths/FROM-TO/…`, each with `accuracies`, `margins` (beta times the difference of
-            the log-probabilities, as `rewards/margins`) and `pairs`. A division into one group is left out, and pairs
-            of non-finite log-probability are.
-        """
-        mine: dict[tuple[str, str], list[float]] = {}
-        if self._parts:
-            logps = torch.cat([part for part, _, _ in self._parts], dim=1).float().T.tolist()
-            sources = [source for _, part, _ in self._parts for source in part]
-            lengths = [length for _, _, part in self._parts for length in part]
-            for (chosen, rejected), source, length in zip(logps, sources, lengths, strict=True):
-                margin = chosen - rejected
-                if not abs(margin) < float("inf"):
-                    continue
-                for group in (("sources", str(source)), ("lengths", length_bucket(length))):
-                    pairs, correct, total = mine.get(group, (0, 0, 0.0))
-                    mine[group] = [pairs + 1, correct + (chosen > rejected), total + margin]
-        self._parts.clear()
-        sums: dict[tuple[str, str], list[float]] = {}
-        for of_rank in gather_object([mine]):
-            for group, part in of_rank.items():
-                sums[group] = [a + b for a, b in zip(sums.get(group, (0, 0, 0.0)), part, strict=True)]
-        sources = [name for kind, name in sums if kind == "sources"]
-        lengths = [name for kind, name in sums if kind == "lengths"]
-        labels = {("sources", name): label for name, label in _short_names(sources).items()}
-        labels |= {("lengths", name): name for name in sorted(lengths, key=lambda name: int(name.split("-")[0]))}
-        metrics: dict[str, float] = {}
-        for (kind, name), label in labels.items():
-            if len(sources if kind == "sources" else lengths) > 1:
-                pairs, correct, total = sums[kind, name]
-                metrics[f"{kind}/{label}/accuracies"] = correct / pairs
-                metrics[f"{kind}/{label}/margins"] = self.beta * total / pairs
-                metrics[f"{kind}/{label}/pairs"] = pairs
-        return metrics
+def number(value: Any) -> float | None:
+    """A finite number as a float; None for everything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        value = float(value)
+    except OverflowError:
+        return None
+    return value if math.isfinite(value) else None
 
 
-def _short_names(sources: list[str]) -> dict[str, str]:
-    """The last part of each path or Hub id, where those differ; trackers take a slash for a section."""
-    last = {source: source.rstrip("/").rsplit("/", 1)[-1] for source in sorted(sources)}
-    return last if len(set(last.values())) == len(last) else {source: source.replace("/", "_") for source in last}
+# ---- Evaluation ------------------------------------------------------------------------------------------------------
+
+EVALUATION = "eval_"
+# A prefix is what stands before one of these two. No other metric ends in their names, whatever the label of its
+# evaluation set, while `eval_nll_loss` may be the NLL of `eval`, or the loss of an evaluation set named `nll`.
+_MARKS = ("logps/chosen", "runtime")
+# The logs of a run's end, such as `train_runtime` and `train_loss`, are no evaluation.
+_END_OF_TRAINING = "train_"
 
 
-def length_bucket(tokens: int) -> str:
-    """'1-64', '65-128', '129-256', …: powers of two, so that names do not depend on the data."""
-    high = SHORTEST_BUCKET
-    while high < tokens:
-        high *= 2
-    return f"{high // 2 + 1 if high > SHORTEST_BUCKET else 1}-{high}"
+def prefixes(names: Iterable[str]) -> list[str]:
+    """What stands before the names of metrics: one prefix for training, and one for each evaluation set.
+
+    Args:
+        names: names of logged metrics, of one log or of many.
+
+    Returns:
+        '' where there are metrics of training, `eval_` or `eval_LABEL_` for each evaluation set (or what
+        `metric_key_prefix` was given to `evaluate`); in the order of the names.
+    """
+    names = dict.fromkeys(names)
+    found: dict[str, bool] = {}
+    for name in names:
+        if name in ("loss", f"{EVALUATION}loss"):
+            found[name.removesuffix("loss")] = True
+        for mark in _MARKS:
+            prefix = name.removesuffix(mark)
+            # Anybody may log a name that ends in `_runtime`; an evaluation logs its loss beside it.
+            is_sure = mark != "runtime" or prefix.startswith(EVALUATION) or f"{prefix}loss" in names
+            if name.endswith(mark) and is_sure and (not prefix or prefix.endswith("_")):
+                found[prefix] = True
+    found.pop(_END_OF_TRAINING, None)
+    return list(found)
+
+
+def evaluation_prefixes(names: Iterable[str]) -> list[str]:
+    """The prefixes of evaluation sets among `prefixes`."""
+    return [prefix for prefix in prefixes(names) if prefix.startswith(EVALUATION)]
+
+
+def evaluation_label(prefix: str) -> str:
+    """The label of an evaluation set by its prefix: '' for `eval_`, 'LABEL' for `eval_LABEL_`."""
+    return prefix.partition("_")[2].removesuffix("_")
+
+
+def held_out_table(metrics: Mapping[str, float | None], prefix: str) -> list[tuple[str, str]]:
+    """Headings and values of an evaluation, for people: of the metrics with a title, those that have a value.
+
+    Args:
+        metrics: values under their logged names.
+        prefix: prefix of the evaluation set.
+    """
+    values = {metric.heading: number(metrics.get(prefix + metric.name)) for metric in METRICS.values() if metric.title}
+    return [(heading, f"{value:.4f}") for heading, value in values.items() if value is not None]
+
+
+# ---- Groups of held-out pairs ----------------------------------------------------------------------------------------
+
+_GROUP = re.compile(r"(sources|lengths)/(.*)/(accuracies|margins|pairs)", re.DOTALL)
+
+
+def group_metric(kind: str, name: str, statistic: str) -> str:
+    """Name of a metric of the held-out pairs of one source, or of one range of lengths.
+
+    Args:
+        kind: 'sources' or 'lengths'.
+        name: the source, or the range of tokens of the longer response.
+        statistic: 'accuracies', 'margins' or 'pairs'.
+    """
+    return f"{kind}/{name}/{statistic}"
+
+
+def split_group_metric(metric: str) -> tuple[str, str, str] | None:
+    """What `group_metric` was given; None for a metric of all pairs."""
+    match = _GROUP.fullmatch(metric)
+    return (match[1], match[2], match[3]) if match else None

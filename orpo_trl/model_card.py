@@ -1,84 +1,161 @@
-"""The model card of a run: TRL's own, with the run's recipe, data, figures and curve."""
+"""The model card of a run: its front matter for the Hub, and from our own template what the run was and measured."""
 
 import json
-import re
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
+from huggingface_hub.utils import validate_repo_id
 
 from orpo_trl import run_folder
-from orpo_trl.pairs.preparation import PreparationReport
-from orpo_trl.report.draw import draw
+from orpo_trl.metrics import held_out_table
 from orpo_trl.report.run import Run, read_run
 
+logger = logging.getLogger(__name__)
+
+CARD = "README.md"
 CURVE = "logps.png"
-# Held-out metrics that the card shows, in this order.
-_FIGURES = {
-    "rewards/accuracies": "accuracy: chosen more likely than rejected",
-    "logps/chosen": "log-probability of chosen, per token",
-    "logps/rejected": "log-probability of rejected, per token",
-    "log_odds_chosen": "log odds ratio",
-    "nll_loss": "NLL",
-    "loss": "loss",
+PAPER = {
+    "id": "2403.07691",
+    "citation": """\
+@inproceedings{hong-etal-2024-orpo,
+    title     = {{ORPO}: Monolithic Preference Optimization without Reference Model},
+    author    = {Jiwoo Hong and Noah Lee and James Thorne},
+    year      = 2024,
+    eprint    = {arXiv:2403.07691}
+}""",
 }
-# Of TRL's template: the line on the base model, and the heading that the run's own parts go before.
-_BASE = re.compile(r"^This model is a fine-tuned version of .*$", re.MULTILINE)
-_VERSIONS = "### Framework versions"
+_TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+# What the card shows of a run's record.
+_SHOWN = ("seed", "processes", "engine", "device", "git", "datasets")
 
 
-def complete_card(folder: Path, model_source: str, is_on_hub: bool) -> None:
-    """Add to the README.md that TRL wrote what it does not know of the run, and draw the curve beside it.
+def write_card(
+    folder: Path,
+    *,
+    model_name: str,
+    source: str,
+    base_model: str,
+    dataset_name: str | None,
+    tags: Sequence[str],
+    is_adapter: bool,
+    is_chat: bool,
+    versions: Mapping[str, str],
+    pages: Mapping[str, str],
+) -> None:
+    """Write the model card of the model in a folder, and draw the curve that it shows.
+
+    A run's files that cannot be read are logged, and left out of the card.
 
     Args:
-        folder: output folder of a run, with the files of `run_folder.py`.
-        model_source: what to load in the card's example: a Hub id, or the folder's name.
-        is_on_hub: the base model has a page there; one that was built or loaded from a folder has none, and is not
-            linked to.
+        folder: output folder of a run, with the files of `run_folder.py`, or of a model without a run.
+        model_name: title of the card.
+        source: what the card's example loads, a Hub id or a folder's name.
+        base_model: Hub id or folder of the model that training started from; '' where there is none.
+        dataset_name: as given to the trainer; by default what the run's recipe names.
+        tags: tags of the Hub.
+        is_adapter: whether the folder holds a PEFT adapter instead of a whole model.
+        is_chat: whether the tokenizer has a chat template.
+        versions: version by package.
+        pages: address of the run by tracker.
     """
-    path = folder / "README.md"
-    card = ModelCard.load(path)
-    text = card.text
-    if not is_on_hub:
-        text = _BASE.sub("This model was trained on pairs of a chosen and a rejected response.", text)
-    text = text.replace('model="None"', f'model="{model_source}"')
-    parts = []
-    if (folder / run_folder.METRICS).is_file():
-        run = read_run(folder)
-        draw("logps", [run]).savefig(folder / CURVE, dpi=150)
-        curve = f"![Log-probabilities of chosen and rejected responses over the optimiser steps]({CURVE})"
-        parts = [curve, _figures(run), _data(run), _recipe(run), _made_with(run)]
-    card.text = text.replace(_VERSIONS, "\n\n".join([*filter(None, parts), _VERSIONS]), 1)
-    card.save(path)
+    run, parts = None, {}
+    if (folder / run_folder.LOGS).is_file():
+        try:
+            run = read_run(folder)
+            parts = _parts(run)
+        except (ValueError, OSError) as error:
+            # Such as a metrics.jsonl that somebody has edited. Each checkpoint has a card, and is worth more than it.
+            logger.warning("The model card lacks the run's recipe, data and figures: %s", error)
+    recipe = run.recipe if run is not None else {}
+    if recipe.get("from_scratch"):  # only the config came from there, not the weights
+        base_model = ""
+    hub_base = base_model if _is_hub_id(base_model) else None
+    datasets = [name for name in ([dataset_name] if dataset_name else _dataset_names(recipe)) if _is_hub_id(name)]
+    license_of_base = _license(base_model)
+    data = ModelCardData(
+        base_model=hub_base,
+        datasets=datasets or None,
+        library_name="peft" if is_adapter else "transformers",
+        model_name=model_name,
+        tags=list(dict.fromkeys(tags)),
+        license=license_of_base.get("license"),
+        license_name=license_of_base.get("license_name"),
+        license_link=license_of_base.get("license_link"),
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(_TEMPLATE),
+        base_model=hub_base,
+        datasets=datasets,
+        source=source,
+        is_adapter=is_adapter,
+        is_chat=is_chat,
+        paper=PAPER,
+        versions=versions,
+        pages=pages,
+        **parts,
+    )
+    card.save(folder / CARD)
 
 
-def _figures(run: Run) -> str:
+def _parts(run: Run) -> dict[str, Any]:
+    """What the card says of a run."""
     metrics = run.final_metrics()
-    prefixes = sorted({name.removesuffix("nll_loss") for name in metrics if name.endswith("_nll_loss")})
-    rows = [
-        f"| {prefix.strip('_')} | {label} | {metrics[prefix + name]:.4f} |"
-        for prefix in prefixes
-        for name, label in _FIGURES.items()
-        if prefix + name in metrics
-    ]
-    if not rows:
+    record = {name: run.record[name] for name in _SHOWN if run.record.get(name) is not None}
+    return {
+        "curve": _draw_curve(run),
+        "figures": [
+            (prefix.removesuffix("_"), heading, value)
+            for prefix in run.prefixes
+            for heading, value in held_out_table(metrics, prefix)
+        ],
+        "preparation": [_block(text, "text") for text in run.preparation_texts()],
+        "recipe": _block(run.recipe_text, "yaml") if run.recipe_text else "",
+        "run": _block(json.dumps(record, indent=2, ensure_ascii=False), "json") if record else "",
+    }
+
+
+def _draw_curve(run: Run) -> str:
+    """Draw the log-probabilities of a run beside its card; returns the name of the file, '' without values."""
+    from orpo_trl.report.draw import draw, drawable  # matplotlib, which training does not need
+
+    if "logps" not in drawable([run]):
         return ""
-    return "\n".join(["### Figures on held-out pairs", "", "| pairs | metric | value |", "| --- | --- | --- |", *rows])
+    draw("logps", [run]).savefig(run.folder / CURVE, dpi=150)
+    return CURVE
 
 
-def _data(run: Run) -> str:
-    reports = [str(PreparationReport.from_dict(report)) for report in run.preparation.values()]
-    return "\n\n".join(["### Data", *(_block(report, "text") for report in reports)]) if reports else ""
+def _dataset_names(recipe: Mapping[str, Any]) -> list[str]:
+    mixture = recipe.get("datasets")
+    sources = [source for source in mixture if isinstance(source, dict)] if isinstance(mixture, list) else []
+    # With `data_files`, the path is the name of a file format.
+    paths = [source.get("path") for source in sources if "data_files" not in source]
+    return [name for name in (recipe.get("dataset_name"), *paths) if isinstance(name, str)]
 
 
-def _recipe(run: Run) -> str:
-    command = "Saved as `recipe.yaml`, this trains the model again: `orpo-trl train recipe.yaml`"
-    return f"### Recipe\n\n{command}\n\n{_block(run.recipe_text, 'yaml')}"
+def _is_hub_id(name: str) -> bool:
+    """Whether a name can be a Hub id and is not the path of something on this machine."""
+    try:
+        validate_repo_id(name)
+    except ValueError:
+        return False
+    return bool(name) and not Path(name).exists()
 
 
-def _made_with(run: Run) -> str:
-    kept = ("seed", "processes", "engine", "device", "git", "datasets")
-    about = {name: run.record[name] for name in kept if run.record.get(name) is not None}
-    return f"### Run\n\n{_block(json.dumps(about, indent=2, ensure_ascii=False), 'json')}"
+def _license(base_model: str) -> dict[str, str]:
+    """The license in the base model's own card, where that card is on this machine; nothing is asked of the Hub."""
+    path = try_to_load_from_cache(base_model, CARD) if _is_hub_id(base_model) else Path(base_model, CARD)
+    if not base_model or not isinstance(path, (str, Path)) or not Path(path).is_file():
+        return {}
+    try:
+        data = ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
+    except (ValueError, OSError, yaml.YAMLError):
+        return {}
+    return {key: value for key, value in data.items() if key.startswith("license") and isinstance(value, str)}
 
 
 def _block(text: str, language: str) -> str:

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from orpo_trl.config import ORPOConfig
 from orpo_trl.losses import odds_ratio_delta, odds_ratio_loss, orpo_loss
-from orpo_trl.metrics import MetricSums, PairGroups
+from orpo_trl.metric_sums import MetricSums, PairGroups
 from orpo_trl.throughput import Throughput
 
 logger = logging.getLogger(__name__)

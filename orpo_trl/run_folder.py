@@ -1,66 +1,183 @@
-"""What a run leaves in its output folder beside the model: names of the files, and how they are read and written."""
+"""What a run leaves in its output folder beside the model: the only place that writes these files and reads them."""
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-# The recipe with its parents and overrides in one; a recipe again.
+from orpo_trl.metrics import number
+from orpo_trl.recipe.files import read_recipe, to_yaml
+
+# The recipe with its parents and overrides in one file; it is a recipe again.
 RECIPE = "recipe.yaml"
-# Versions, seed, git revision, device, datasets: see `record.py`.
+# Versions, seed, git revision, device, datasets: see `callbacks/record.py`.
 RUN = "run.json"
 # What became of each dataset's rows: `PreparationReport.to_dict()` by name of the dataset.
 PREPARATION = "preparation.json"
-# A line for each log: step, epoch, and the metrics under the names of the log.
-METRICS = "metrics.jsonl"
-# A line for each answer to a held-out prompt: step, dataset, prompt, completion, chosen, rejected.
+# One line per log: step, epoch, and the metrics under their logged names.
+LOGS = "metrics.jsonl"
+# One line per answer to a held-out prompt: step, dataset, prompt, completion, chosen, rejected.
 SAMPLES = "samples.jsonl"
+# Written by every trainer of transformers, beside each checkpoint.
+TRAINER_STATE = "trainer_state.json"
+
+
+# ---- Writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_origin(folder: Path, recipe: str, preparation: dict[str, Any], record: dict[str, Any]) -> None:
+    """Write what a run was made of.
+
+    Args:
+        folder: the run's output folder, made where it does not exist.
+        recipe: text of the recipe.
+        preparation: `PreparationReport.to_dict()` by name of the dataset.
+        record: what `read_record` returns.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECIPE).write_text(recipe, encoding="utf-8")
+    _write_object(folder / PREPARATION, preparation)
+    write_record(folder, record)
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    _write_object(folder / RUN, record)
+
+
+def append_log(folder: Path, log: dict[str, Any]) -> None:
+    append_lines(folder / LOGS, [log])
+
+
+def append_samples(folder: Path, samples: Iterable[dict[str, Any]]) -> None:
+    append_lines(folder / SAMPLES, samples)
+
+
+def keep_until(folder: Path, step: int) -> None:
+    """Remove the logs and samples after a step, because a run that resumes at that step writes them again."""
+    for path in (folder / LOGS, folder / SAMPLES):
+        records = read_lines(path)
+        path.unlink(missing_ok=True)
+        kept = [record for record in records if record.get("step", 0) <= step]
+        if kept:
+            append_lines(path, kept)
 
 
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Add records to a .jsonl file; a number that is not finite becomes null, since JSON has no word for it."""
+    """Add records to a .jsonl file. A number that is not finite becomes null, since JSON has no word for it."""
     with open(path, "a", encoding="utf-8") as file:
         file.writelines(
-            json.dumps({key: finite(value) for key, value in record.items()}, ensure_ascii=False) + "\n"
+            json.dumps({key: _finite(value) for key, value in record.items()}, ensure_ascii=False) + "\n"
             for record in records
         )
 
 
+def _write_object(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    return number(value) if isinstance(value, float) else value
+
+
+# ---- Reading ---------------------------------------------------------------------------------------------------------
+# A file that does not exist is empty: each run writes some of them only. Readers raise a ValueError that names the file
+# where its content is not what it should be.
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Logs of a run in order, with `step`; those of another trainer of transformers from its newest checkpoint.
+
+    Raises:
+        ValueError: where the folder has neither.
+    """
+    return read_lines(folder / LOGS) if (folder / LOGS).is_file() else _trainer_history(folder)
+
+
+def read_samples(folder: Path) -> list[dict[str, Any]]:
+    return read_lines(folder / SAMPLES)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Versions, seed, git revision, device and datasets of a run."""
+    return _read_object(folder / RUN)
+
+
+def read_preparation(folder: Path) -> dict[str, Any]:
+    """`PreparationReport.to_dict()` by name of the dataset."""
+    return _read_object(folder / PREPARATION)
+
+
+def read_settings(folder: Path) -> tuple[dict[str, Any], str]:
+    """Settings of a run's recipe, and the text of the recipe; environment variables stay names, as in the file.
+
+    Runs that earlier versions started from Python have no recipe, but `settings` in their record.
+    """
+    recipe, text = _read_recipe(folder / RECIPE)
+    settings = read_record(folder).get("settings")
+    if not recipe and isinstance(settings, dict):
+        return settings, to_yaml(settings)
+    return recipe, text
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Records of a .jsonl file; none where it does not exist.
+    """Records of a .jsonl file.
 
     The last line of a run that was killed may be half written, and is left out.
 
     Raises:
-        ValueError: naming the file and line that is no JSON object.
+        ValueError: naming the file and the line that is no JSON object.
     """
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines, which also splits at U+2028
     records = []
-    for number, line in enumerate(lines, start=1):
+    for line_number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line) if line else None
         except json.JSONDecodeError as error:
-            if number == len(lines):
+            if line_number == len(lines):
                 break
-            raise ValueError(f"{path}:{number}: expected a JSON object, received {line[:60]!r}") from error
+            raise ValueError(f"{path}:{line_number}: expected a JSON object, received {line[:60]!r}") from error
         if isinstance(record, dict):
             records.append(record)
         elif line:
-            raise ValueError(f"{path}:{number}: expected a JSON object, received {line[:60]!r}")
+            raise ValueError(f"{path}:{line_number}: expected a JSON object, received {line[:60]!r}")
     return records
 
 
-def keep_until(path: Path, step: int) -> None:
-    """Leave out the records after a step, which a run that resumes at it writes anew."""
-    records = read_lines(path)
-    path.unlink(missing_ok=True)
-    kept = [record for record in records if record.get("step", 0) <= step]
-    if kept:
-        append_lines(path, kept)
+def _read_recipe(path: Path) -> tuple[dict[str, Any], str]:
+    if not path.is_file():
+        return {}, ""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    recipe = read_recipe(path)
+    for (*above, last), original in recipe.secrets.items():
+        target: Any = recipe.settings
+        for part in above:
+            target = target[part]
+        target[last] = original
+    return recipe.settings, text
 
 
-def finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _trainer_history(folder: Path) -> list[dict[str, Any]]:
+    states = [_read_object(path) for path in (*folder.glob(f"checkpoint-*/{TRAINER_STATE}"), folder / TRAINER_STATE)]
+    states = [state for state in states if isinstance(state.get("log_history"), list)]
+    if not states:
+        found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise ValueError(
+            f"{folder}: expected a run's folder, with {LOGS} or a `log_history` in {TRAINER_STATE} or "
+            f"checkpoint-*/{TRAINER_STATE}; found {found}"
+        )
+    newest = max(states, key=lambda state: number(state.get("global_step")) or 0)
+    return [log for log in newest["log_history"] if isinstance(log, dict)]
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also for text that is no UTF-8
+        raise ValueError(f"{path}: expected JSON, received: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object, received {str(found)[:60]!r}")
+    return found

@@ -25,16 +25,16 @@ from transformers.integrations import TensorBoardCallback, WandbCallback
 from orpo_trl.attention import choose_layout, reading_packed_row, without_adapter
 from orpo_trl.batch import COUNTS, MODEL_INPUTS, PairCollator
 from orpo_trl.budget import TokenBudgetMixin
-from orpo_trl.callbacks.record import RunRecord, settings_as_recipe
+from orpo_trl.callbacks.findings import FindingWarnings
+from orpo_trl.callbacks.record import RunRecord, installed_versions, settings_as_recipe
 from orpo_trl.callbacks.samples import SampleCompletions
 from orpo_trl.callbacks.terminal import TerminalProgress
-from orpo_trl.callbacks.trackers import TensorBoardRun, WandbRun
-from orpo_trl.callbacks.trouble import TroubleWarnings
+from orpo_trl.callbacks.trackers import TensorBoardRun, WandbRun, run_pages
 from orpo_trl.config import ORPOConfig
 from orpo_trl.lengths import PairLengths
 from orpo_trl.losses import log_odds_ratio, nll_sum, odds_ratio_loss, orpo_loss, pair_logps
 from orpo_trl.model import disable_dropout
-from orpo_trl.model_card import complete_card
+from orpo_trl.model_card import write_card
 from orpo_trl.pair_metrics import PairMetrics
 from orpo_trl.pairs.preparation import PreparationReport
 from orpo_trl.pairs.prepare import PAIR_COLUMNS, column_names, pair_lengths, prepare_pairs
@@ -196,7 +196,7 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
         self.add_callback(RunRecord(self))
         if self.args.generate_during_eval:
             self.add_callback(SampleCompletions(self))
-        self.add_callback(TroubleWarnings())
+        self.add_callback(FindingWarnings(self.args.beta))
         self._throughput = Throughput(self.args.device, without_adapter(self.model), bool(is_peft_model(self.model)))
         aux_loss_weight = self.router_aux_loss_coef if self.aux_loss_enabled else None
         self.pair_metrics = PairMetrics(self.args, self.accelerator, self._throughput, aux_loss_weight)
@@ -352,18 +352,23 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
 
     # ---- Model card ----------------------------------------------------------------------------------------------
 
-    def create_model_card(self, *args, **kwargs):
-        super().create_model_card(*args, **kwargs)
-        if self.is_world_process_zero():
-            base = get_config_model_id(self.model.config)
-            folder = Path(self.args.output_dir)
-            try:
-                complete_card(
-                    folder, self.hub_model_id or folder.name, is_on_hub=bool(base) and not Path(base).is_dir()
-                )
-            except (ValueError, OSError) as error:
-                # Such as a metrics.jsonl that somebody has edited. Each checkpoint has a card, and is worth more.
-                logger.warning("The model card lacks the run's recipe, data and figures: %s", error)
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        """Write the model card to the output folder. The Trainer calls it for each checkpoint as well."""
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self.args.output_dir)
+        write_card(
+            folder,
+            model_name=model_name or folder.name,
+            source=self.hub_model_id or folder.name,
+            base_model=self.model.config.name_or_path or "",
+            dataset_name=dataset_name,
+            tags=[*self.hub_tags, *([tags] if isinstance(tags, str) else tags or [])],
+            is_adapter=is_peft_model(self.model),
+            is_chat=self.text_tokenizer.chat_template is not None,
+            versions=installed_versions(),
+            pages=run_pages(),
+        )
 
     # ---- Evaluation ----------------------------------------------------------------------------------------------
 

@@ -1,44 +1,35 @@
-"""Train a model with ORPO, as a recipe says.
+"""Train a model with ORPO, from a recipe.
 
     accelerate launch scripts/run_orpo.py recipes/quickstart.yaml
     accelerate launch scripts/run_orpo.py recipes/mistral_beta.yaml --learning_rate 1e-5
 
 Every key of a recipe can be overridden by `--key value`. `orpo-trl schema` lists them, `orpo-trl check RECIPE` looks at
-a recipe before it is trained, and `orpo-trl train RECIPE` finds the command line for an engine.
+a recipe before training, and `orpo-trl train RECIPE` finds the command line for a distributed strategy.
 """
 
 import logging
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn, cast
 
 from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
-from trl import get_peft_config, get_quantization_config
+from trl.trainer.utils import get_peft_config, get_quantization_config
 
 from orpo_trl import ORPOConfig, ORPOTrainer
 from orpo_trl.callbacks.trackers import TrackerError, finish_wandb
 from orpo_trl.launch import start_deepspeed_on_cpu
+from orpo_trl.metrics import evaluation_prefixes, held_out_table
 from orpo_trl.model import build_from_scratch, load_tokenizer, model_init_kwargs
 from orpo_trl.pairs.load import load_pairs
 from orpo_trl.pairs.prepare import MalformedRowsError
 from orpo_trl.recipe.files import RecipeError
 from orpo_trl.recipe.parse import build_settings, load_recipe
 from orpo_trl.recipe.write import expanded
-
-# Held-out metrics that the closing table shows, in this order.
-SUMMARY = {
-    "loss": "loss",
-    "nll_loss": "NLL",
-    "rewards/accuracies": "accuracy: chosen more likely than rejected",
-    "rewards/margins": "reward margin",
-    "logps/chosen": "log-probability of chosen, per token",
-    "logps/rejected": "log-probability of rejected, per token",
-    "log_odds_chosen": "log odds ratio",
-}
 
 
 def main(arguments: list[str]) -> None:
@@ -73,8 +64,8 @@ def main(arguments: list[str]) -> None:
         if model_args.from_scratch:
             model = build_from_scratch(model_args, tokenizer)
         else:
-            model = model_args.model_name_or_path
-            own = training_args.model_init_kwargs or {}
+            model = cast(str, model_args.model_name_or_path)
+            own = cast(dict, training_args.model_init_kwargs or {})
             training_args.model_init_kwargs = {**model_init_kwargs(model_args), **own}
 
         # ---- Train ---------------------------------------------------------------------------------------------------
@@ -91,7 +82,7 @@ def main(arguments: list[str]) -> None:
         if training_args.log_level == "debug":
             raise
         fail(f"{error}\n(--log_level debug shows where this came from)")
-    checkpoint = recipe.settings.pop("resume_from_checkpoint", None)  # of this start, not of the run
+    checkpoint = recipe.settings.pop("resume_from_checkpoint", None)  # it belongs to this start, not to the run
     trainer.recipe = expanded(recipe)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -100,24 +91,22 @@ def main(arguments: list[str]) -> None:
     metrics = final_evaluation(trainer) if with_test else None
 
     # ---- Save --------------------------------------------------------------------------------------------------------
-    trainer.model.config.use_cache = True  # off in training; whoever loads the model to generate wants it
+    cast(PreTrainedModel, trainer.model).config.use_cache = True  # off in training, wanted for generation
     trainer.save_model(training_args.output_dir)
-    named = data_args.dataset_name
-    dataset = None if named is None or Path(named).exists() else named  # a model card can link to Hub datasets alone
-    trainer.create_model_card(model_name=Path(training_args.output_dir).name, dataset_name=dataset)
+    trainer.create_model_card()
     if metrics is not None and trainer.is_world_process_zero():
         print_summary(metrics)
     trainer.accelerator.print(f"Saved the model to {training_args.output_dir}")
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=dataset)
+        trainer.push_to_hub()
     finish_wandb()
     trainer.end()
 
 
 def checkpoint_problem(args: ORPOConfig) -> str | None:
-    """What keeps a run from resuming as it should, known before data and weights are loaded."""
-    wanted = args.resume_from_checkpoint
-    if wanted is True and not (Path(args.output_dir).is_dir() and get_last_checkpoint(args.output_dir)):
+    """Why a run cannot resume, as far as it is known before data and weights are loaded; None where it can."""
+    wanted, folder = args.resume_from_checkpoint, Path(args.output_dir or "")
+    if wanted is True and not (folder.is_dir() and get_last_checkpoint(folder)):
         return f"`resume_from_checkpoint: true`: expected a checkpoint-… folder in {args.output_dir}, found none"
     if isinstance(wanted, str) and not Path(wanted).is_dir():
         return f"`resume_from_checkpoint`: expected the folder of a checkpoint or true, received {wanted!r}"
@@ -125,7 +114,7 @@ def checkpoint_problem(args: ORPOConfig) -> str | None:
 
 
 def final_evaluation(trainer: ORPOTrainer) -> dict[str, float]:
-    """Metrics of the model as it is saved: those of the last step, where that has been evaluated."""
+    """Metrics of the model that is saved: those of the last step where it has been evaluated, else a new evaluation."""
     state = trainer.state
     logged = [log for log in state.log_history if log["step"] == state.global_step]
     metrics = {name: value for log in logged for name, value in log.items() if name.startswith("eval_")}
@@ -135,18 +124,16 @@ def final_evaluation(trainer: ORPOTrainer) -> dict[str, float]:
 
 
 def print_summary(metrics: dict[str, float]) -> None:
-    prefixes = sorted({key.removesuffix("nll_loss") for key in metrics if key.endswith("_nll_loss")})
-    for prefix in prefixes:
-        table = Table("metric", title=f"Held-out pairs ({prefix.rstrip('_')})")
+    for prefix in evaluation_prefixes(metrics):
+        table = Table("metric", title=f"Held-out pairs ({prefix.removesuffix('_')})")
         table.add_column("value", justify="right")
-        for name, label in SUMMARY.items():
-            if prefix + name in metrics:
-                table.add_row(label, f"{metrics[prefix + name]:.4f}")
+        for row in held_out_table(metrics, prefix):
+            table.add_row(*row)
         Console().print(table)
 
 
 def set_up_logging() -> None:
-    """The package's messages on the main process, its warnings on all; transformers keeps its own handlers."""
+    """Show the package's messages on the main process and its warnings on all; transformers keeps its own handlers."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("orpo_trl")
@@ -154,8 +141,8 @@ def set_up_logging() -> None:
     logger.setLevel(logging.INFO if PartialState().is_main_process else logging.WARNING)
 
 
-def fail(problem: object) -> None:
-    """Stop with one message from the main process: the problem is the user's to mend, so a traceback is no help."""
+def fail(problem: object) -> NoReturn:
+    """Stop with one message from the main process: the user can fix the problem, and a traceback is no help."""
     if os.environ.get("RANK", "0") == "0":
         print(f"run_orpo.py: {problem}", file=sys.stderr)
     sys.exit(2)

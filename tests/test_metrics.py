@@ -1,113 +1,152 @@
+import ast
 import math
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-import torch
-from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
+from support.small import REPOSITORY
 
-from orpo_trl.metrics import MetricSums, PairGroups, length_bucket
+from orpo_trl.metrics import (
+    METRICS,
+    evaluation_label,
+    evaluation_prefixes,
+    group_metric,
+    held_out_table,
+    number,
+    prefixes,
+    split_group_metric,
+)
 
-PARTS = st.lists(st.tuples(st.floats(-1e3, 1e3), st.integers(0, 500)), min_size=1, max_size=8)
-
-
-@pytest.fixture(scope="module")
-def accelerator():
-    return Accelerator(cpu=True)
-
-
-@given(parts=PARTS)
-def test_mean_is_weighted(accelerator, parts):
-    sums = MetricSums(["m"])
-    for value, weight in parts:
-        sums.add(torch.tensor([value * weight], dtype=torch.float64), [weight])
-    means, non_finite, _ = sums.reduce(accelerator)
-    total = sum(weight for _, weight in parts)
-    expected = {"m": pytest.approx(sum(v * w for v, w in parts) / total, abs=1e-6)} if total else {}
-    assert means == expected
-    assert non_finite == {}
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_non_finite_part_is_left_out_and_counted(accelerator, bad):
-    """In TRL one NaN makes the whole logging window NaN (known failure 10)."""
-    sums = MetricSums(["nll_loss", "entropy"])
-    for value in (6.0, bad, 2.0):
-        sums.add(torch.tensor([value, 1.0]), [2, 1])
-    assert sums.reduce(accelerator) == ({"nll_loss": 2.0, "entropy": 1.0}, {"nll_loss": 1}, [[]])
+# What an evaluation of `ORPOTrainer` logs, and one of TRL's SFTTrainer, which knows no pairs.
+OURS = [*(name for name in METRICS if name.startswith(("loss", "nll", "log", "odds", "reward"))),
+        "runtime", "samples_per_second", "steps_per_second", "sources/a_runtime/pairs"]  # fmt: skip
+SFT = ["loss", "runtime", "samples_per_second", "steps_per_second", "entropy", "mean_token_accuracy"]
+# Labels that look like parts of metrics' names, and any others.
+LABELS = st.lists(
+    st.lists(st.sampled_from(["nll", "nll_loss", "loss", "logps/chosen", "runtime", "eval", "train", "a", "/", ""]))
+    .map("_".join)
+    .filter(bool)
+    | st.text(min_size=1, max_size=8),
+    unique=True,
+    max_size=4,
+)
 
 
-def test_reduce_starts_a_new_window(accelerator):
-    sums = MetricSums(["m"])
-    sums.add(torch.tensor([4.0]), [1])
-    sums.reduce(accelerator)
-    assert sums.reduce(accelerator) == ({}, {}, [])
-    sums.add(torch.tensor([1.0]), [1])
-    assert sums.reduce(accelerator)[0] == {"m": 1.0}
-
-
-def test_one_collective_for_all_metrics(accelerator, monkeypatch):
-    """TRL gathers eleven times per micro-batch (known failure 9)."""
-    calls = []
-    gather = accelerator.gather
-    monkeypatch.setattr(accelerator, "gather", lambda *args, **kwargs: calls.append(args) or gather(*args, **kwargs))
-    sums = MetricSums(["a", "b", "c"])
-    for _ in range(5):
-        sums.add(torch.ones(3), [1, 1, 1])
-    assert calls == []
-    assert sums.reduce(accelerator, [5, 6])[2] == [[5.0, 6.0]]
-    assert len(calls) == 1
-
-
-def test_large_counts_keep_their_digits(accelerator):
-    sums = MetricSums(["m"])
-    for _ in range(3):
-        sums.add(torch.tensor([2.0**25 + 1], dtype=torch.float64), [1])
-    assert sums.reduce(accelerator)[0] == {"m": 2.0**25 + 1}
-
-
-@given(
-    pairs=st.lists(
-        st.tuples(st.floats(-50, -0.01), st.floats(-50, -0.01), st.sampled_from(["a/x", "b/y"]), st.integers(1, 400)),
-        min_size=1, max_size=20,
-    ),
-    cut=st.integers(0, 20),
-)  # fmt: skip
-def test_groups_are_means_over_their_pairs_however_batches_are_cut(pairs, cut):
-    groups = PairGroups(beta=0.5)
-    for part in (pairs[:cut], pairs[cut:]):
-        chosen, rejected, sources, lengths = zip(*part, strict=True) if part else ([], [], [], [])
-        groups.add(torch.tensor(chosen), torch.tensor(rejected), sources, lengths)
-    metrics = groups.reduce()
-    expected = {}
-    for kind, of_pair in (("sources", lambda p: p[2][-1]), ("lengths", lambda p: length_bucket(p[3]))):
-        names = {of_pair(pair) for pair in pairs}
-        for name in names if len(names) > 1 else ():
-            margins = [c - r for c, r, *_ in (tuple(map(to_fp32, p[:2])) + p[2:] for p in pairs if of_pair(p) == name)]
-            expected[f"{kind}/{name}/pairs"] = len(margins)
-            expected[f"{kind}/{name}/accuracies"] = sum(margin > 0 for margin in margins) / len(margins)
-            expected[f"{kind}/{name}/margins"] = 0.5 * sum(margins) / len(margins)
-    assert metrics == pytest.approx(expected, abs=1e-4)
-    assert groups.reduce() == {}
-
-
-def to_fp32(value: float) -> float:
-    return torch.tensor(value).item()
-
-
-def test_groups_of_pairs_that_are_not_finite_and_sources_of_one_name():
-    groups = PairGroups(beta=1.0)
-    groups.add(torch.tensor([-1.0, -math.inf, -2.0]), torch.tensor([-3.0, -math.inf, -1.0]),
-               ["org/data", "org/data", "other/data"], [10, 100, 10])  # fmt: skip
-    metrics = groups.reduce()
-    assert metrics == {
-        "sources/org_data/accuracies": 1.0, "sources/org_data/margins": 2.0, "sources/org_data/pairs": 1,
-        "sources/other_data/accuracies": 0.0, "sources/other_data/margins": -1.0, "sources/other_data/pairs": 1,
-    }  # fmt: skip
+@given(LABELS, st.sampled_from([OURS, SFT]), st.booleans())
+def test_prefixes_are_those_of_the_evaluation_sets_whatever_their_labels(labels, names, with_training):
+    logged = [f"eval_{label}_{name}" for label in labels for name in names]
+    found = prefixes([*logged, *(("loss", "grad_norm") if with_training else ()), "epoch"])
+    assert found == [f"eval_{label}_" for label in labels] + ([""] if with_training else [])
+    assert [evaluation_label(prefix) for prefix in found if prefix] == labels
 
 
 @pytest.mark.parametrize(
-    ("tokens", "bucket"), [(1, "1-64"), (64, "1-64"), (65, "65-128"), (129, "129-256"), (3000, "2049-4096")]
+    ("names", "expected"),
+    [
+        ([], []),
+        (["epoch", "tokens_seen"], []),
+        (["train_runtime", "train_loss", "train_steps_per_second"], []),
+        (["my_runtime"], []),
+        (["loss"], [""]),
+        (["logps/chosen", "nll_loss"], [""]),
+        (["eval_loss"], ["eval_"]),
+        (["eval_nll_loss", "eval_runtime"], ["eval_"]),
+        (["eval_nll_loss", "eval_nll_runtime"], ["eval_nll_"]),
+        (["test_nll_loss", "test_loss", "test_runtime"], ["test_"]),
+    ],
 )
-def test_length_buckets_double(tokens, bucket):
-    assert length_bucket(tokens) == bucket
+def test_prefixes(names, expected):
+    assert prefixes(names) == expected
+    assert evaluation_prefixes(names) == [prefix for prefix in expected if prefix.startswith("eval_")]
+
+
+def test_held_out_table_has_finite_values_of_one_set():
+    metrics = {"eval_a_loss": 1.0, "eval_a_nll_loss": math.nan, "eval_b_loss": 2.0, "eval_a_rewards/chosen": 3.0}
+    assert held_out_table(metrics, "eval_a_") == [("loss (nats per token)", "1.0000")]
+
+
+@given(st.sampled_from(["sources", "lengths"]), st.text(), st.sampled_from(["accuracies", "margins", "pairs"]))
+def test_group_metric_is_split_as_it_was_put_together(kind, name, statistic):
+    assert split_group_metric(group_metric(kind, name, statistic)) == (kind, name, statistic)
+    assert split_group_metric(name) is None or name.startswith(("sources/", "lengths/"))
+
+
+@given(st.none() | st.booleans() | st.text() | st.floats() | st.integers(-(10**400), 10**400))
+def test_number_is_a_finite_float_or_nothing(value):
+    found = number(value)
+    assert found is None or (isinstance(found, float) and math.isfinite(found) and found == value)
+
+
+# ---- One home for each metric ----------------------------------------------------------------------------------------
+
+
+def readme_table() -> str:
+    better = {True: "higher", False: "lower", None: ""}
+    rows = [
+        f"| `{metric.name}` | {metric.unit} | {better[metric.higher_is_better]} | {metric.meaning} |"
+        for metric in METRICS.values()
+        if metric.is_logged
+    ]
+    return "\n".join(["| metric | unit | better | meaning |", "| --- | --- | --- | --- |", *rows])
+
+
+def test_readme_has_the_table_of_all_logged_metrics():
+    assert f"\n\n{readme_table()}\n\n" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def test_labels_titles_and_headings_are_distinct_and_meanings_are_sentences():
+    for values in ([m.label for m in METRICS.values()], [m.title for m in METRICS.values() if m.title]):
+        assert len(set(values)) == len(values)
+    for name, metric in METRICS.items():
+        assert name == metric.name
+        assert re.fullmatch(r"[A-Z].*\.", metric.meaning)
+        format(1.0, metric.format)
+
+
+def sources() -> list[Path]:
+    return [path for folder in ("orpo_trl", "scripts") for path in (REPOSITORY / folder).rglob("*.py")]
+
+
+def texts(path: Path) -> list[str]:
+    """String constants of a module, without docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+    ]
+
+
+def test_only_one_module_names_the_label_of_a_metric():
+    """As a text of its own, with or without a unit behind it; a label of four words in any text.
+
+    A label that is also the metric's name, such as `loss`, is a key of logs everywhere.
+    """
+    labels = {metric.label.lower() for metric in METRICS.values() if metric.label != metric.name}
+    found = {
+        (path.relative_to(REPOSITORY).as_posix(), label)
+        for path in sources()
+        for text in texts(path)
+        for label in labels
+        if re.fullmatch(re.escape(label) + r"([,:]? *[(\[].*|,.*)?", text.strip().lower())
+        or (label.count(" ") > 2 and label in text.lower())
+    }
+    assert {path for path, _ in found} == {"orpo_trl/metrics.py"}, found
+    assert {label for _, label in found} == labels
+
+
+def test_metrics_load_no_other_library():
+    code = "import sys, orpo_trl.metrics; print({'torch', 'numpy', 'transformers', 'trl'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -6,7 +6,9 @@ from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 from support.small import make_dataset, settings, tiny_model
 
-from orpo_trl import ORPOTrainer
+from orpo_trl import ORPOTrainer, model_card
+from orpo_trl.metrics import METRICS
+from orpo_trl.run_folder import append_log
 
 
 @pytest.fixture
@@ -27,16 +29,18 @@ def test_card_has_citation_recipe_data_figures_and_curve(trainer, tmp_path):
     trainer.train()
     trainer.create_model_card(model_name="farm", dataset_name="org/farm")
     card = ModelCard.load(tmp_path / "farm" / "README.md")
-    assert {"trl", "orpo", "orpo-trl"} <= set(card.data.tags)
-    assert card.data.datasets == "org/farm"
+    assert card.data.to_dict() == {
+        "datasets": ["org/farm"], "library_name": "transformers", "model_name": "farm",
+        "tags": ["trl", "orpo", "orpo-trl"],
+    }  # fmt: skip
     text = card.text
     assert "None" not in text
     assert 'model="farm"' in text
     for part in ("title     = {{ORPO}: Monolithic", "2403.07691", "8 rows read", "````yaml\nbeta: 0.25"):
         assert part in text
     metrics = [log for log in trainer.state.log_history if "eval_loss" in log][-1]
-    assert f"| eval | log odds ratio | {metrics['eval_log_odds_chosen']:.4f} |" in text
-    assert f"| eval | accuracy: chosen more likely than rejected | {metrics['eval_rewards/accuracies']:.4f} |" in text
+    for name in ("log_odds_chosen", "rewards/accuracies"):
+        assert f"| eval | {METRICS[name].heading} | {metrics[f'eval_{name}']:.4f} |" in text
     assert "](logps.png)" in text
     with Image.open(tmp_path / "farm" / "logps.png") as picture:
         assert picture.width >= 500
@@ -50,7 +54,7 @@ def test_base_model_of_the_hub_is_linked_to(trainer, tmp_path):
     assert "[org/base](https://huggingface.co/org/base)" in (tmp_path / "farm" / "README.md").read_text()
 
 
-def test_card_without_a_run_is_trls(trainer, tmp_path):
+def test_card_without_a_run_has_no_recipe(trainer, tmp_path):
     trainer.create_model_card(model_name="farm")
     text = (tmp_path / "farm" / "README.md").read_text()
     assert "None" not in text
@@ -79,7 +83,76 @@ def test_push_to_hub_carries_what_the_run_left(trainer, tmp_path, monkeypatch):
 
 def test_card_that_cannot_be_completed_does_not_stop_a_run(trainer, tmp_path, caplog):
     trainer.train()
+    (tmp_path / "farm" / "README.md").unlink()
     (tmp_path / "farm" / "metrics.jsonl").write_text("edited\nby hand\n")
     trainer.create_model_card(model_name="farm")
     assert "metrics.jsonl:1: expected a JSON object, received 'edited'" in caplog.text
-    assert (tmp_path / "farm" / "README.md").is_file()
+    text = (tmp_path / "farm" / "README.md").read_text()
+    assert "## Quick start" in text
+    assert "### Recipe" not in text
+
+
+FACTS = {
+    "model_name": "farm", "source": "farm", "base_model": "", "dataset_name": None, "tags": ("trl",),
+    "is_adapter": False, "is_chat": True, "paper": {"id": "1", "citation": "@a{b}"}, "versions": {}, "pages": {},
+}  # fmt: skip
+
+
+def front_matter(folder, **facts) -> dict:
+    model_card.write_card(folder, **{**FACTS, **facts})
+    return ModelCard.load(folder / "README.md").data.to_dict()
+
+
+def test_adapter_belongs_to_peft_and_names_its_base(tmp_path):
+    data = front_matter(tmp_path, is_adapter=True, base_model="org/base")
+    assert (data["library_name"], data["base_model"]) == ("peft", "org/base")
+    assert "An adapter for [org/base](https://huggingface.co/org/base), trained" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("base", ["", "org/base", "a/path/of/three", "/an/absolute/path"])
+def test_license_that_is_not_known_is_not_stated_and_a_path_is_no_base_model(tmp_path, base):
+    data = front_matter(tmp_path, base_model=base)
+    assert not [key for key in data if key.startswith("licen")]
+    assert data.get("base_model") == ("org/base" if base == "org/base" else None)
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("---\nlicense: apache-2.0\nlanguage: en\n---\n# x", {"license": "apache-2.0"}),
+        (
+            "---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE\n---\n",
+            {"license": "other", "license_name": "mine", "license_link": "LICENSE"},
+        ),
+        ("no front matter", {}),
+        ("---\nlicense: [\n---\n", {}),
+    ],
+)
+def test_license_is_the_one_in_the_card_of_the_base_model(tmp_path, card, expected):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text(card)
+    data = front_matter(tmp_path, base_model=str(base))
+    assert {key: value for key, value in data.items() if key.startswith("license")} == expected
+    assert "base_model" not in data
+
+
+def test_recipe_names_the_datasets_and_random_weights_have_no_base(tmp_path):
+    append_log(tmp_path, {"step": 1, "loss": 1.0})
+    sources = "[{path: org/one}, {path: json, data_files: a.json}, {path: ./local}]"
+    (tmp_path / "recipe.yaml").write_text(f"datasets: {sources}\nfrom_scratch: true\n")
+    data = front_matter(tmp_path, base_model="org/config")
+    assert data["datasets"] == ["org/one"]
+    assert "base_model" not in data
+    assert "datasets/org/one)" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_quick_start_of_the_card_runs(tokenizer, tmp_path, monkeypatch, capsys, is_chat):
+    tiny_model().save_pretrained(tmp_path / "farm")
+    tokenizer.save_pretrained(tmp_path / "farm")
+    front_matter(tmp_path / "farm", is_chat=is_chat)
+    text = (tmp_path / "farm" / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    exec(text.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out.strip()

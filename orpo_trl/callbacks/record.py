@@ -1,8 +1,7 @@
-"""Keeps in the output folder what a run was made of and what it measured."""
+"""Writes to the output folder what a run was made of and what it measured."""
 
 import hashlib
 import importlib.metadata
-import json
 import platform
 import subprocess
 from dataclasses import MISSING, fields
@@ -28,56 +27,51 @@ PACKAGES = (
 
 
 class RunRecord(TrainerCallback):
-    """Writes the files of `run_folder.py`, on the main process alone.
+    """Writes the files of `run_folder.py`, on the main process only.
 
-    A new run replaces those of an earlier one in the same folder; a run that resumes from a checkpoint goes on with
+    A new run replaces the files of an earlier run in the same folder. A run that resumes from a checkpoint continues
     them from that step.
 
     Args:
-        trainer: whose datasets, reports and recipe are kept.
+        trainer: its datasets, preparation reports and recipe are written.
     """
 
     def __init__(self, trainer):
         self.trainer = trainer
-        self._about: dict[str, Any] | None = None
+        self._folder = Path(trainer.args.output_dir)
+        self._record: dict[str, Any] | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
-        folder = Path(args.output_dir)
-        for name in (run_folder.METRICS, run_folder.SAMPLES):
-            # What this very process wrote before, such as an evaluation of the untrained model, is of this run.
-            if state.global_step or self._about is None:
-                run_folder.keep_until(folder / name, state.global_step if state.global_step else -1)
-        self._begin(folder, state)
+        # What this process wrote before training, such as an evaluation of the untrained model, belongs to this run.
+        if state.global_step or self._record is None:
+            run_folder.keep_until(self._folder, state.global_step if state.global_step else -1)
+        self._begin(state)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs):
         if not state.is_world_process_zero:
             return
-        folder = Path(args.output_dir)
-        if not (folder / run_folder.RUN).is_file():
-            self._begin(folder, state)
-        # `epoch` is among the logs of training; `total_flos` is an estimate that knows nothing of shared prompts.
-        record = {name: value for name, value in logs.items() if name != "total_flos"}
-        run_folder.append_lines(folder / run_folder.METRICS, [{"step": state.global_step, **record}])
+        if not (self._folder / run_folder.RUN).is_file():
+            self._begin(state)
+        # `epoch` is among the logs of training. `total_flos` is an estimate that does not know of shared prompts.
+        log = {name: value for name, value in (logs or {}).items() if name != "total_flos"}
+        run_folder.append_log(self._folder, {"step": state.global_step, **log})
 
     def on_train_end(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            about = {**self._about, "finished": _now(), "last_step": state.global_step}
-            _write_json(Path(args.output_dir) / run_folder.RUN, about)
+            record = {**(self._record or {}), "finished": _now(), "last_step": state.global_step}
+            run_folder.write_record(self._folder, record)
 
-    def _begin(self, folder: Path, state) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def _begin(self, state) -> None:
         trainer = self.trainer
-        (folder / run_folder.RECIPE).write_text(trainer.recipe, encoding="utf-8")
-        reports = {name: report.to_dict() for name, report in trainer.preparation_reports.items()}
-        _write_json(folder / run_folder.PREPARATION, reports)
-        self._about = describe_run(trainer, state)
-        _write_json(folder / run_folder.RUN, self._about)
+        preparation = {name: report.to_dict() for name, report in trainer.preparation_reports.items()}
+        self._record = describe_run(trainer, state)
+        run_folder.write_origin(self._folder, trainer.recipe, preparation, self._record)
 
 
 def describe_run(trainer, state) -> dict[str, Any]:
-    """What a run is made of: versions, seed, revision, devices, model and data, as plain values."""
+    """What a run is made of, as plain values: versions, seed, git revision, devices, model and data."""
     args = trainer.args
     evaluated = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
     datasets = {"train": trainer.train_dataset, **evaluated}
@@ -103,7 +97,7 @@ def describe_run(trainer, state) -> dict[str, Any]:
 
 
 def settings_as_recipe(args: ORPOConfig, model_name: str) -> str:
-    """The settings that are not the default as a recipe, for a run that follows none; tokens are left out."""
+    """The settings that are not the default, as a recipe, for a run without a recipe; tokens are left out."""
     values: dict[str, Any] = {"model_name_or_path": model_name} if model_name else {}
     plain = args.to_dict()
     for field in fields(args):
@@ -111,7 +105,7 @@ def settings_as_recipe(args: ORPOConfig, model_name: str) -> str:
         is_kept = field.init and field.name != "resume_from_checkpoint" and not field.name.endswith("_token")
         if is_kept and getattr(args, field.name) != default:
             values[field.name] = plain.get(field.name)
-    return f"# The settings of a run that followed no recipe\n{to_yaml(values)}"
+    return f"# The settings of a run without a recipe\n{to_yaml(values)}"
 
 
 def _parameters(model: torch.nn.Module) -> int:
@@ -125,13 +119,14 @@ def _describe_data(dataset: Dataset | IterableDataset) -> dict[str, Any]:
 
 
 def fingerprint(pairs: Dataset) -> str:
-    """SHA-256 of the token ids of all pairs in their order: the same wherever the same pairs were made."""
+    """SHA-256 of the token ids of all pairs in their order: equal wherever the same pairs were prepared."""
     digest = hashlib.sha256()
     pairs = pairs.with_format("arrow")
     for start in range(0, len(pairs), 1000):
         rows = pairs[start : start + 1000]
         for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
-            for part in (pc.list_value_length(rows[column]).fill_null(-1), pc.list_flatten(rows[column])):
+            lengths = pc.call_function("list_value_length", [rows[column]]).fill_null(-1)
+            for part in (lengths, pc.call_function("list_flatten", [rows[column]])):
                 digest.update(part.to_numpy().astype("<i4").tobytes())
     return digest.hexdigest()
 
@@ -147,7 +142,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def git_revision() -> dict[str, Any] | None:
-    """Commit of the repository that the run was started in, and whether its files were changed; None outside of one."""
+    """Commit of the repository in which the run was started, and whether files differ from it; None outside of one."""
     try:
         revision = _git("rev-parse", "HEAD")
         return {"revision": revision, "changed": bool(_git("status", "--porcelain", "--untracked-files=no"))}
@@ -162,7 +157,3 @@ def _git(*arguments: str) -> str:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

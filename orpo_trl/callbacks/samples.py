@@ -1,10 +1,11 @@
 """Answers to held-out prompts while a model trains."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, TrainerCallback
-from trl.models import unwrap_model_for_generation
+from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import pad
 
 from orpo_trl import run_folder
@@ -18,18 +19,18 @@ MAX_NEW_TOKENS = 256
 class SampleCompletions(TrainerCallback):
     """At each evaluation, answers the first held-out prompts greedily (`ORPOConfig.generate_during_eval`).
 
-    Writes `{step, dataset, prompt, completion, chosen, rejected}` per line to `<output_dir>/samples.jsonl`, and the
-    same as a table to wandb where a run is active.
+    Writes the answers to the run's folder (`run_folder.SAMPLES`) and, where wandb has a run, to a table of that run.
     """
 
     def __init__(self, trainer):
         self.trainer = trainer
+        self._folder = Path(trainer.args.output_dir)
         self.done: set[tuple[int, str]] = set()
 
     def on_evaluate(self, args, state, control, **kwargs):
         trainer = self.trainer
         name, dataset = trainer.evaluated
-        if (state.global_step, name) in self.done:  # evaluated again at the same step, such as once more at the end
+        if (state.global_step, name) in self.done:  # the last step is evaluated again at the end of a run
             return
         self.done.add((state.global_step, name))
         examples = list(dataset.take(NUM_SAMPLES))
@@ -48,12 +49,12 @@ class SampleCompletions(TrainerCallback):
             }
             for example, completion in zip(examples, completions, strict=True)
         ]
-        run_folder.append_lines(Path(args.output_dir) / run_folder.SAMPLES, records)
-        if "wandb" in args.report_to:
+        run_folder.append_samples(self._folder, records)
+        if "wandb" in (args.report_to or ()):
             log_table(f"samples/{name}", records, state.global_step)
 
     def _generate(self, prompts: list[list[int]]) -> list[torch.Tensor]:
-        """Answers to all prompts, as `[tokens]` each. Every rank generates the same, as ZeRO-3's collectives need."""
+        """Answers to all prompts, `[tokens]` each. Every rank generates all of them, as ZeRO-3's collectives need."""
         trainer = self.trainer
         device, pad_id = trainer.args.device, trainer._tokenizer.pad_token_id
         config = GenerationConfig(
@@ -78,7 +79,7 @@ class SampleCompletions(TrainerCallback):
                 batch = [torch.tensor(ids) for ids in prompts[start : start + trainer.args.eval_batch_size]]
                 input_ids = pad(batch, padding_value=pad_id, padding_side="left")
                 mask = pad([torch.ones_like(ids) for ids in batch], padding_value=0, padding_side="left")
-                generated = model.generate(
+                generated = cast(Any, model).generate(
                     input_ids.to(device), attention_mask=mask.to(device), generation_config=config
                 )
                 answers.extend(generated[:, input_ids.shape[1] :].cpu())

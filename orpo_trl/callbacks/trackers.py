@@ -1,30 +1,31 @@
-"""wandb and TensorBoard as the settings say; both are transformers' own integrations, and so is trackio."""
+"""wandb and TensorBoard with the settings of a run, on top of the integrations of transformers."""
 
-import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers.integrations import TensorBoardCallback, WandbCallback
+from transformers.integrations.integration_utils import TensorBoardCallback, WandbCallback
+from trl.trainer.utils import get_comet_experiment_url, get_trackio_space_url
 
 from orpo_trl import run_folder
 
 
 class TrackerError(RuntimeError):
-    """A tracker that does not start as the settings ask for it."""
+    """A tracker that does not start with the settings it was given."""
 
 
 class WandbRun(WandbCallback):
     """transformers' integration, with the run's project, name, group, tags and mode from the settings.
 
-    A run that resumes from a checkpoint continues its wandb run, whose id `run.json` in the output folder holds. The
-    recipe is part of the run's config, beside the settings and the model's config.
+    A run that resumes from a checkpoint continues its wandb run, whose id is in the run's folder. The recipe is part of
+    the wandb run's config, beside the settings and the model's config.
 
     Args:
-        trainer: whose `recipe` is told.
+        trainer: its `recipe` is sent.
     """
 
     def __init__(self, trainer):
@@ -33,8 +34,10 @@ class WandbRun(WandbCallback):
 
     def setup(self, args, state, model, **kwargs):
         if state.is_world_process_zero and self._wandb.run is None:
+            from wandb.errors import UsageError
+
             if not self._log_model.is_enabled:
-                # Where tables wait to be sent. By default in the user's home, whose name the run's file would have.
+                # Where tables wait to be sent. By default in the user's home, whose name the run's file would hold.
                 os.environ.setdefault("WANDB_DATA_DIR", tempfile.mkdtemp(prefix="wandb-"))
             try:
                 self._wandb.init(
@@ -45,10 +48,10 @@ class WandbRun(WandbCallback):
                     mode=args.wandb_mode,
                     id=saved_run_id(args.output_dir) if state.global_step else None,
                     resume="allow",
-                    # They would tell the user's name, the machine's, and the command line.
+                    # These would send the name of the user and of the machine, and the command line.
                     settings=self._wandb.Settings(x_disable_meta=True, x_disable_machine_info=True, disable_git=True),
                 )
-            except self._wandb.errors.UsageError as error:
+            except UsageError as error:
                 raise TrackerError(f"`report_to: wandb`: {error} Or set `wandb_mode: offline`.") from error
         super().setup(args, state, model, **kwargs)
         if state.is_world_process_zero:
@@ -57,27 +60,41 @@ class WandbRun(WandbCallback):
 
 def saved_run_id(output_dir: str) -> str | None:
     """Id of the wandb run that an earlier start of this run made."""
-    path = Path(output_dir) / run_folder.RUN
-    return json.loads(path.read_text(encoding="utf-8")).get("wandb_run_id") if path.is_file() else None
+    return run_folder.read_record(Path(output_dir)).get("wandb_run_id")
+
+
+def _active_run() -> Any:
+    """The wandb run of this process; None where nothing has started one, and then wandb is not loaded either."""
+    wandb = sys.modules.get("wandb")
+    return wandb.run if wandb is not None else None
 
 
 def finish_wandb() -> None:
-    """Close the wandb run of this process, which waits for what is still to be sent; without a run, nothing happens."""
-    import wandb
-
-    if wandb.run is not None:
-        wandb.finish()
+    """Close the wandb run of this process, which waits for what is still to be sent; without a run, do nothing."""
+    run = _active_run()
+    if run is not None:
+        run.finish()
 
 
 def current_run_id() -> str | None:
     """Id of the wandb run of this process."""
-    import wandb
+    run = _active_run()
+    return run.id if run is not None else None
 
-    return wandb.run.id if wandb.run is not None else None
+
+def run_pages() -> dict[str, str]:
+    """Addresses at which the trackers of this process show the run, by the tracker's name."""
+    run = _active_run()
+    pages = {
+        "Weights & Biases": run.url if run is not None else None,
+        "trackio": get_trackio_space_url(),
+        "Comet": get_comet_experiment_url(),
+    }
+    return {name: url for name, url in pages.items() if url}
 
 
 class TensorBoardRun(TensorBoardCallback):
-    """transformers' integration, in `runs/TIME` of the output folder; a run that resumes goes on in its newest one."""
+    """transformers' integration, in `runs/TIME` of the output folder; a run that resumes continues the newest one."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.logging_dir is None:
@@ -92,8 +109,11 @@ def _event_folder(folder: Path, is_resumed: bool) -> Path:
 
 def log_table(name: str, records: list[dict[str, Any]], step: int) -> None:
     """Log records of the same keys as a table to the wandb run of this process, where there is one."""
-    import wandb
+    run = _active_run()
+    if run is not None:
+        import wandb
 
-    if wandb.run is not None:
-        rows = [list(record.values()) for record in records]
-        wandb.log({name: wandb.Table(columns=list(records[0]), data=rows), "train/global_step": step})
+        table = wandb.Table(columns=list(records[0]))
+        for record in records:
+            table.add_data(*record.values())
+        run.log({name: table, "train/global_step": step})

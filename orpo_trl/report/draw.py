@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from orpo_trl.report.figures import FIGURES, Curve, Sketch
+from orpo_trl.report.figures import FIGURES, Curve, FigureSpec
 from orpo_trl.report.published import Anchor, anchors
 from orpo_trl.report.run import Run
 from orpo_trl.report.text import shorten, show
@@ -36,7 +36,7 @@ _LARGEST = 1e30
 
 def drawable(runs: Sequence[Run]) -> list[str]:
     """Names of the figures for which some run has a value."""
-    curves = {name: [(run, curve) for run in runs for curve in sketch.curves] for name, sketch in FIGURES.items()}
+    curves = {name: [(run, curve) for run in runs for curve in spec.curves] for name, spec in FIGURES.items()}
     return [name for name, pairs in curves.items() if any(_last(*pair) for pair in pairs)]
 
 
@@ -45,24 +45,24 @@ def draw(name: str, runs: Sequence[Run]) -> Figure:
 
     Args:
         name: a key of `FIGURES`.
-        runs: one colour and marker each; of one run alone, its curves have a colour each.
+        runs: each has a colour and a marker. Where there is one run only, each of its curves has them.
     """
-    sketch = FIGURES[name]
+    spec = FIGURES[name]
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot()
     for anchor in anchors(name, runs):
         _draw_anchor(axes, anchor)
-    if sketch.chance is not None:
-        axes.axhline(sketch.chance, color="0.55", linewidth=1, linestyle=":", zorder=0)
+    if spec.chance is not None:
+        axes.axhline(spec.chance, color="0.55", linewidth=1, linestyle=":", zorder=0)
     drawn: list[float] = []
     for index, run in enumerate(runs):
-        for number, curve in enumerate(sketch.curves):
+        for number, curve in enumerate(spec.curves):
             style = _style(curve, number if len(runs) == 1 else index)
-            drawn += _draw_curve(axes, run, curve.metric, style, sketch.is_smoothed, (index, len(runs)))
-    if sketch.is_logarithmic and drawn and 0 < min(drawn) < max(drawn) / 100:
+            drawn += _draw_curve(axes, run, curve.metric, style, spec.is_smoothed, (index, len(runs)))
+    if spec.is_logarithmic and drawn and 0 < min(drawn) < max(drawn) / 100:
         axes.set_yscale("log")
-    _label(figure, axes, sketch)
-    _add_legend(figure, list(_legend(sketch, runs)))
+    _label(figure, axes, spec)
+    _add_legend(figure, list(_legend(spec, runs)))
     return figure
 
 
@@ -72,16 +72,16 @@ def caption(name: str, runs: Sequence[Run]) -> str:
 
 
 def description(name: str, runs: Sequence[Run]) -> str:
-    """A figure in words, for those who do not see it: the last value of each curve."""
-    sketch, parts = FIGURES[name], []
+    """A figure in words, for readers who do not see it: the last value of each curve."""
+    spec, parts = FIGURES[name], []
     for run in runs:
-        for curve in sketch.curves:
+        for curve in spec.curves:
             last = _last(run, curve)
             if last:
                 step, value, where = last
-                what = f"{run.name}, {curve.label}" if curve.label else run.name
+                what = ", ".join(filter(None, [run.name, spec.legend(curve)]))
                 parts.append(f"{what}: {show(value)} ({where}, step {show(int(step))})")
-    return f"{sketch.title} over optimiser steps. Last values: {'; '.join(parts)}."
+    return f"{spec.title} over optimiser steps. Last values: {'; '.join(parts)}."
 
 
 def to_bytes(figure: Figure, kind: str) -> bytes:
@@ -127,7 +127,7 @@ def look(index: int) -> tuple[str, str]:
 
 
 def _style(curve: Curve, index: int) -> dict:
-    """Lines of a curve; markers are hollow where the line is dashed."""
+    """Style of a curve; its markers are hollow where its line is dashed."""
     color, marker = look(index)
     edge = {"markeredgewidth": 0.5, "markeredgecolor": "white"}
     if curve.line == "--":
@@ -150,7 +150,11 @@ def _draw_anchor(axes: Axes, anchor: Anchor) -> None:
 def _draw_curve(
     axes: Axes, run: Run, metric: str, style: dict, is_smoothed: bool, place: tuple[int, int]
 ) -> list[float]:
-    """Draw training and held-out values of a run, at a place among so many; returns those that are finite."""
+    """Draw the training and held-out values of a run, and return those that are finite.
+
+    Args:
+        place: number of the run, and how many runs there are.
+    """
     index, count = place
     steps, values = _bounded(run.training(metric))
     evaluated, scores = _bounded(run.held_out(metric))
@@ -180,31 +184,31 @@ def _bounded(series: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndar
 
 
 def _last(run: Run, curve: Curve) -> tuple[float, float, str] | None:
-    """Step, value and where it is from: held-out data before training. None where there is no value."""
+    """Last step, its value, and where the value is from: held-out data where it has one, else training."""
     for where, (steps, values) in (
         ("held out", run.held_out(curve.metric)),
         ("training", run.training(curve.metric)),
     ):
         known = np.flatnonzero(np.isfinite(values))
         if len(known):
-            return steps[known[-1]], values[known[-1]], where
+            return float(steps[known[-1]]), float(values[known[-1]]), where
     return None
 
 
-def _legend(sketch: Sketch, runs: Sequence[Run]) -> Iterator[tuple[str, Line2D]]:
-    """Labels and lines: of one run its curves, of several the runs and then the curves in grey."""
+def _legend(spec: FigureSpec, runs: Sequence[Run]) -> Iterator[tuple[str, Line2D]]:
+    """Labels and lines of the legend: for one run its curves, for several the runs and then the curves in grey."""
     if len(runs) > 1:
         for index, run in enumerate(runs):
-            yield shorten(run.name), Line2D([], [], **_style(sketch.curves[0], index))
-    for index, curve in enumerate(curve for curve in sketch.curves if curve.label):
+            yield shorten(run.name), Line2D([], [], **_style(spec.curves[0], index))
+    for index, curve in enumerate(spec.curves if len(spec.curves) > 1 else ()):
         color = "0.3" if len(runs) > 1 else look(index)[0]
-        yield curve.label, Line2D([], [], color=color, linestyle=curve.line)
+        yield spec.legend(curve), Line2D([], [], color=color, linestyle=curve.line)
 
 
-def _label(figure: Figure, axes: Axes, sketch: Sketch) -> None:
-    figure.suptitle(sketch.title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+def _label(figure: Figure, axes: Axes, spec: FigureSpec) -> None:
+    figure.suptitle(spec.title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     axes.set_xlabel("optimiser step", fontsize=9)
-    axes.set_ylabel(sketch.unit, fontsize=9)
+    axes.set_ylabel(spec.unit, fontsize=9)
     axes.tick_params(labelsize=8.5)
     axes.grid(color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -213,7 +217,7 @@ def _label(figure: Figure, axes: Axes, sketch: Sketch) -> None:
 
 
 def _add_legend(figure: Figure, entries: list[tuple[str, Line2D]]) -> None:
-    """The legend below the axes, in as many columns as its labels leave room for; more lines make a taller figure."""
+    """Put the legend below the axes, in as many columns as have room; more lines make a taller figure."""
     if not entries:
         return
     widest = 34 + 4.8 * max(len(label) for label, _ in entries)  # points

@@ -1,27 +1,24 @@
-"""The page: one HTML file that holds all it shows, runs nothing and loads nothing."""
+"""The page: one HTML file that holds everything it shows, and neither runs nor loads anything."""
 
-import json
 from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from orpo_trl.diagnosis import find_trouble
-from orpo_trl.pairs.preparation import PreparationReport
+from orpo_trl.diagnosis import diagnose
+from orpo_trl.metrics import number
 from orpo_trl.report import draw
 from orpo_trl.report.figures import FIGURES
-from orpo_trl.report.history import number
 from orpo_trl.report.published import SOURCE, anchors
 from orpo_trl.report.run import Run
 from orpo_trl.report.samples import earlier_cards, last_cards
 from orpo_trl.report.tables import differences, facts, groups, summary
 
 TEMPLATE = "page.html.jinja"
-# The paper's, and the default of both trainers: for a run that does not tell its own.
+# The paper's value and the default of both trainers, for a run that did not record its own.
 _BETA = 0.1
-_SIGNS = dict(zip(draw.MARKERS, "●■▲◆▼✚✖", strict=True))
+_SIGNS: dict[str, str] = dict(zip(draw.MARKERS, "●■▲◆▼✚✖", strict=True))
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -35,18 +32,18 @@ def render(runs: Sequence[Run]) -> str:
         runs=[(run, *_sign(index)) for index, run in enumerate(runs)],
         signs={run.name: _sign(index) for index, run in enumerate(runs)},
         summary=summary(runs),
-        trouble={run.name: list(_trouble(run)) for run in runs},
+        findings={run.name: _findings(run) for run in runs},
         pictures=[_picture(name, runs) for name in draw.drawable(runs)],
         published=SOURCE if any(anchors(name, runs) for name in FIGURES) else "",
         is_thinned=any(len(run.training("loss")[0]) > draw.MANY_POINTS for run in runs),
         window=f"{draw.WINDOW:.1%}",
-        has_labels=any(len(run.labels) > 1 for run in runs),
+        has_several_sets=any(len(run.prefixes) > 1 for run in runs),
         differences=differences(runs),
         groups=groups(runs),
         cards=last_cards(runs),
         earlier={run.name: earlier_cards(run) for run in runs},
         facts={run.name: facts(run) for run in runs},
-        preparation={run.name: _preparation(run) for run in runs},
+        preparation={run.name: run.preparation_texts() for run in runs},
     )
 
 
@@ -56,10 +53,10 @@ def _sign(index: int) -> tuple[str, str]:
     return color, _SIGNS[marker]
 
 
-def _trouble(run: Run) -> Sequence[str]:
+def _findings(run: Run) -> list[str]:
     warmup, steps = (int(number(run.record.get(key)) or 0) for key in ("warmup_steps", "max_steps"))
     history = [log for log in run.history if number(log.get("step")) is not None]
-    return find_trouble(history, _BETA if run.beta is None else run.beta, warmup, steps).values()
+    return list(diagnose(history, _BETA if run.beta is None else run.beta, warmup, steps).values())
 
 
 def _picture(name: str, runs: list[Run]) -> dict[str, str]:
@@ -69,14 +66,3 @@ def _picture(name: str, runs: list[Run]) -> dict[str, str]:
         "text": draw.description(name, runs),
         "caption": draw.caption(name, runs),
     }
-
-
-def _preparation(run: Run) -> list[str]:
-    return [_preparation_text(report) for report in run.preparation.values()]
-
-
-def _preparation_text(report: Any) -> str:
-    try:
-        return str(PreparationReport.from_dict(report))
-    except (AttributeError, KeyError, TypeError, ValueError):  # written by another version
-        return json.dumps(report, ensure_ascii=False, indent=2)

@@ -1,4 +1,4 @@
-"""Figures of other people's runs, drawn behind the curves of runs that start from the same model."""
+"""Published values, drawn behind the curves of runs that start from the same model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ SOURCE = (
 
 @dataclass(frozen=True)
 class Anchor:
-    """Lowest and highest value of the published runs, and what is written beside one of them."""
+    """Lowest and highest value of the published runs, and the text beside one of them."""
 
     low: float
     high: float
@@ -35,6 +35,6 @@ ANCHORS = {
 
 
 def anchors(figure: str, runs: Sequence[Run]) -> tuple[Anchor, ...]:
-    """What to draw in a figure; nothing where none of the runs starts from that model."""
+    """What to draw in a figure; empty where no run starts from that model."""
     fits = any(run.model_name.rstrip("/").endswith(MODEL) for run in runs)
     return ANCHORS.get(figure, ()) if fits else ()

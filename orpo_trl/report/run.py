@@ -1,4 +1,4 @@
-"""A run's folder, read: its logs, recipe, samples and how it was made."""
+"""A run that was read from its folder: its logs, recipe and samples, and how it was made."""
 
 import json
 from collections import Counter
@@ -10,26 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from orpo_trl.recipe.files import read_recipe, to_yaml
+from orpo_trl import run_folder
+from orpo_trl.metrics import evaluation_prefixes, number
+from orpo_trl.pairs.preparation import PreparationReport
 from orpo_trl.report import history as logs
-from orpo_trl.report.history import number
-from orpo_trl.run_folder import METRICS, PREPARATION, RECIPE, RUN, SAMPLES, read_lines
-
-TRAINER_STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left in its folder; what it did not leave is empty.
+    """What a run left in its folder; whatever it did not leave is empty.
 
     Attributes:
-        folder: where it lies.
+        folder: the run's output folder.
         name: the recipe's `run_name`, else the folder's name.
         history: logs in order, with `step`, `epoch` and metrics under their logged names.
-        recipe: settings by key; of a run from Python, those that are not the defaults.
-        recipe_text: the recipe's file as it stands; of a run from Python, those settings.
-        record: `run.json`.
-        preparation: `preparation.json`.
+        recipe: settings by key; for a run without a recipe, the settings that are not the default.
+        recipe_text: the text of the recipe, or of those settings.
+        record: versions, seed, git revision, device and datasets (`run.json`).
+        preparation: preparation report of each dataset, as plain values.
         samples: answers to held-out prompts.
     """
 
@@ -65,9 +63,13 @@ class Run:
         return logs.last_values(self.history)
 
     @cached_property
-    def labels(self) -> list[str]:
-        """Names of the evaluation sets; `[""]` for one without a name."""
-        return logs.labels(self.history)
+    def prefixes(self) -> list[str]:
+        """What stands before a metric's name in evaluation, for each evaluation set: `eval_` or `eval_LABEL_`."""
+        return evaluation_prefixes(name for log in self.history for name in log)
+
+    def preparation_texts(self) -> list[str]:
+        """The preparation report of each dataset, for people."""
+        return [_preparation_text(report) for report in self.preparation.values()]
 
     @property
     def last_step(self) -> int:
@@ -75,7 +77,7 @@ class Run:
 
     @cached_property
     def beta(self) -> float | None:
-        """λ as recorded; of a run of TRL's trainer, from its rewards, which are λ times the log-probabilities."""
+        """λ as recorded; for a run of TRL's trainer, from its rewards, which are λ times the log-probabilities."""
         stated = self.setting("beta")
         if stated is not None:
             return number(stated)
@@ -86,7 +88,7 @@ class Run:
         return None
 
     def setting(self, key: str) -> Any:
-        """A value as the run recorded it, else as the recipe states it; None where neither does."""
+        """A value as the run recorded it, else as the recipe states it; None where neither has it."""
         found = self.record.get(key)
         return self.recipe.get(key) if found is None else found
 
@@ -95,6 +97,13 @@ class Run:
         model = self.record.get("model")
         name = self.recipe.get("model_name_or_path") or (model.get("name") if isinstance(model, dict) else None)
         return str(name or "")
+
+
+def _preparation_text(report: Any) -> str:
+    try:
+        return str(PreparationReport.from_dict(report))
+    except (AttributeError, KeyError, TypeError, ValueError):  # written by another version
+        return json.dumps(report, ensure_ascii=False, indent=2)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -110,30 +119,25 @@ def read_run(folder: Path) -> Run:
     """Read the folder that a run of `ORPOTrainer`, or of any trainer of transformers, wrote.
 
     Raises:
-        ValueError: naming the folder that is none of a run, or the file that cannot be read.
+        ValueError: naming the folder that is no run's folder, or the file that cannot be read.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a run's folder, received {'a file' if folder.exists() else 'no folder'}")
-    history = read_lines(folder / METRICS) if (folder / METRICS).is_file() else _trainer_history(folder)
-    record = _read_object(folder / RUN)
-    recipe, recipe_text = _read_recipe(folder / RECIPE)
-    settings = record.get("settings")
-    if not recipe and isinstance(settings, dict):
-        recipe, recipe_text = settings, to_yaml(settings)
+    recipe, recipe_text = run_folder.read_settings(folder)
     return Run(
         folder=folder,
         name=str(recipe.get("run_name") or folder.resolve().name),
-        history=history,
+        history=run_folder.read_history(folder),
         recipe=recipe,
         recipe_text=recipe_text,
-        record=record,
-        preparation=_read_object(folder / PREPARATION),
-        samples=read_lines(folder / SAMPLES),
+        record=run_folder.read_record(folder),
+        preparation=run_folder.read_preparation(folder),
+        samples=run_folder.read_samples(folder),
     )
 
 
 def with_distinct_names(runs: Sequence[Run]) -> list[Run]:
-    """The same runs; those that share a name get as many folders of their paths as tell them apart."""
+    """The same runs. Runs that share a name get as many folders of their paths as make their names differ."""
     names = [run.name for run in runs]
     paths = [run.folder.resolve().parts for run in runs]
     for depth in range(1, max(map(len, paths), default=0) + 1):
@@ -142,43 +146,3 @@ def with_distinct_names(runs: Sequence[Run]) -> list[Run]:
             name if count[name] == 1 else "/".join(parts[-depth:]) for name, parts in zip(names, paths, strict=True)
         ]
     return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
-
-
-def _trainer_history(folder: Path) -> list[dict[str, Any]]:
-    """The logs that transformers keeps with each checkpoint: those of the newest."""
-    states = [_read_object(path) for path in (*folder.glob(f"checkpoint-*/{TRAINER_STATE}"), folder / TRAINER_STATE)]
-    states = [state for state in states if isinstance(state.get("log_history"), list)]
-    if not states:
-        found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        raise ValueError(
-            f"{folder}: expected a run's folder, with {METRICS} or a `log_history` in {TRAINER_STATE} or "
-            f"checkpoint-*/{TRAINER_STATE}; found {found}"
-        )
-    newest = max(states, key=lambda state: number(state.get("global_step")) or 0)
-    return [log for log in newest["log_history"] if isinstance(log, dict)]
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also where it is no UTF-8
-        raise ValueError(f"{path}: expected JSON, received: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object, received {str(found)[:60]!r}")
-    return found
-
-
-def _read_recipe(path: Path) -> tuple[dict[str, Any], str]:
-    """Settings and text; environment variables stay the names that they are in the file."""
-    if not path.is_file():
-        return {}, ""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    recipe = read_recipe(path)
-    for (*above, last), original in recipe.secrets.items():
-        target: Any = recipe.settings
-        for part in above:
-            target = target[part]
-        target[last] = original
-    return recipe.settings, text

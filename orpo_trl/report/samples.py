@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orpo_trl.report.history import number
+from orpo_trl.metrics import number
 from orpo_trl.report.run import Run
 from orpo_trl.report.text import NOTHING
 
-# Characters shown of one text, and earlier evaluations shown of one run: a page is to be looked at, and to be sent.
+# Characters shown of one text, and earlier evaluations shown of one run, so that a page stays small.
 MAX_TEXT = 10_000
 MAX_STEPS = 8
 
@@ -30,7 +30,7 @@ def last_cards(runs: Sequence[Run]) -> list[Card]:
 
 
 def earlier_cards(run: Run) -> dict[int, list[Card]]:
-    """Prompts and answers by step, the newest first, without the last evaluation; at most `MAX_STEPS`, evenly apart."""
+    """Prompts and answers by step, newest first, without the last evaluation; at most `MAX_STEPS`, evenly spaced."""
     by_step = _by_step(run)
     steps = sorted(by_step)[:-1]
     if len(steps) > MAX_STEPS:
@@ -48,9 +48,12 @@ def _by_step(run: Run) -> dict[int, list[dict[str, Any]]]:
 def _cards(samples: Iterable[tuple[Run, dict[str, Any]]]) -> list[Card]:
     cards: dict[tuple, Card] = {}
     for run, sample in samples:
-        key = tuple(_text(sample.get(name)) for name in ("dataset", "prompt", "chosen", "rejected"))
+        dataset, prompt, chosen, rejected = (
+            _text(sample.get(name)) for name in ("dataset", "prompt", "chosen", "rejected")
+        )
+        card = Card(dataset, prompt, chosen, rejected)
         answer = (run, int(number(sample.get("step")) or 0), _text(sample.get("completion")))
-        cards.setdefault(key, Card(*key)).answers.append(answer)
+        cards.setdefault((dataset, prompt, chosen, rejected), card).answers.append(answer)
     return list(cards.values())
 
 

@@ -2,38 +2,45 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from orpo_trl.report.history import MARGIN, difference, mean, number, prefixes
+from orpo_trl.metrics import MARGIN, METRICS, evaluation_label, number, split_group_metric
+from orpo_trl.report.history import difference, mean
 from orpo_trl.report.run import Run
 from orpo_trl.report.text import NOTHING, duration, show
 
 # Keys that only name a run, and so always differ.
 _NAMING = {"output_dir", "run_name", "logging_dir"}
-_GROUP = re.compile(r"(sources|lengths)/(.*)/(accuracies|margins|pairs)", re.DOTALL)
 _KINDS = {"sources": "By source", "lengths": "By length of the longer response, in tokens"}
-_STATISTICS = {"accuracies": "accuracy", "margins": "reward margin", "pairs": "pairs"}
-_HELD_OUT = {
-    "loss": "loss",
-    "nll_loss": "NLL (nats a token)",
-    "logps/chosen": "log p chosen (nats a token)",
-    "logps/rejected": "log p rejected (nats a token)",
-    MARGIN: "margin of log p (nats a token)",
-    "log_odds_chosen": "log odds ratio (nats)",
-    "odds_ratio_delta": "δ(d)",
-    "rewards/accuracies": "accuracy",
-    "mean_token_accuracy": "token accuracy",
+# Statistics of a group of held-out pairs, and the names of their columns.
+_STATISTICS = {
+    "accuracies": METRICS["rewards/accuracies"].title,
+    "margins": METRICS["rewards/margins"].title,
+    "pairs": "pairs",
+}
+# Not the rewards, which scale with λ and so do not compare across runs.
+_HELD_OUT = (
+    "loss", "nll_loss", "logps/chosen", "logps/rejected", MARGIN, "log_odds_chosen", "odds_ratio_delta",
+    "rewards/accuracies", "mean_token_accuracy",
+)  # fmt: skip
+# Metrics of training whose median over the logs tells the cost of a run, and the significant digits of each.
+_MEDIANS = {
+    "throughput/unique_tokens_per_second": None,
+    "throughput/pairs_per_second": None,
+    "throughput/padding_avoided_percent": 3,
+    "throughput/mfu_percent": 3,
 }
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a name and values: for each of `runs`, a value for each of `columns`, or one where it has none."""
+    """Rows of a name and values: for each of `runs`, one value for each of `columns`, or one value without columns."""
 
     title: str
     runs: list[str]
@@ -42,23 +49,22 @@ class Table:
 
 
 def summary(runs: Sequence[Run]) -> list[Table]:
-    """Settings, held-out metrics and cost, a column for each run; rows that no run has a value for are left out."""
+    """Settings, held-out metrics and cost, with a column for each run, without rows for which no run has a value."""
     settings: dict[str, Callable[[Run], str]] = {
         "λ (beta)": lambda run: show(run.beta),
-        "learning rate": lambda run: show(_learning_rate(run)),
+        METRICS["learning_rate"].label: lambda run: show(_learning_rate(run)),
         "optimiser steps": _steps,
         "seed": lambda run: show(run.setting("seed")),
     }
     cost: dict[str, Callable[[Run], str]] = {
         "time": lambda run: duration(_seconds(run)),
-        "tokens a second": lambda run: _measured(_median(run, "throughput/unique_tokens_per_second")),
-        "pairs a second": lambda run: _measured(_median(run, "throughput/pairs_per_second")),
-        "padding avoided (%)": lambda run: show(_median(run, "throughput/padding_avoided_percent"), 3),
-        "MFU, FLOP/s of the peak (%)": lambda run: show(_median(run, "throughput/mfu_percent"), 3),
-        "peak memory (GiB)": lambda run: show(max(_known(run.training("memory/peak_gib")), default=None)),
+        **{METRICS[name].heading: partial(_median, metric=name, digits=digits) for name, digits in _MEDIANS.items()},
+        METRICS["memory/peak_gib"].heading: lambda run: show(
+            max(_known(run.training("memory/peak_gib")), default=None)
+        ),
     }
     held_out = [_last_metrics(run) for run in runs]
-    metrics = [(label, [_measured(values[name]) for values in held_out]) for name, label in _HELD_OUT.items()]
+    metrics = [(METRICS[name].heading, [_measured(values[name]) for values in held_out]) for name in _HELD_OUT]
     names = [run.name for run in runs]
     return [
         Table(title, names, kept)
@@ -72,7 +78,7 @@ def summary(runs: Sequence[Run]) -> list[Table]:
 
 
 def differences(runs: Sequence[Run]) -> Table:
-    """Keys of the recipes whose values differ; a value that a recipe leaves to its default shows as a dash."""
+    """Keys of the recipes whose values differ. A dash: the recipe leaves the key to its default."""
     with_recipe = [run for run in runs if run.recipe]
     keys = dict.fromkeys(key for run in with_recipe for key in run.recipe if key not in _NAMING)
     rows = [(key, [_value(run.recipe[key]) if key in run.recipe else NOTHING for run in with_recipe]) for key in keys]
@@ -84,9 +90,9 @@ def groups(runs: Sequence[Run]) -> list[Table]:
     found: dict[tuple[str, str], dict[str, dict[tuple[int, str], float]]] = {}
     for index, run in enumerate(runs):
         for label, metric, value in _split(run):
-            match = _GROUP.fullmatch(metric)
-            if match:
-                kind, name, statistic = match.groups()
+            group = split_group_metric(metric)
+            if group:
+                kind, name, statistic = group
                 found.setdefault((label, kind), {}).setdefault(name, {})[index, statistic] = value
     return [
         _group_table(f"{_KINDS[kind]}: {label}" if label else _KINDS[kind], kind, rows, runs)
@@ -119,7 +125,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         **{key: f"{time:%Y-%m-%d %H:%M:%S %Z}" for key, time in times.items() if time},
         "device": " × ".join(str(part) for part in (record.get("processes"), record.get("device")) if part),
         "model": run.model_name + (f", {show(parameters / 1e6)} million parameters" if parameters else ""),
-        "engine": record.get("engine"),
+        "distributed strategy": record.get("engine"),
         "layout": record.get("layout"),
         "resumed from step": record.get("resumed_from_step"),
         "seed": run.setting("seed"),
@@ -139,22 +145,21 @@ def facts(run: Run) -> list[tuple[str, str]]:
 def _last_metrics(run: Run) -> dict[str, float | None]:
     """Metrics of the last evaluation, the mean over the evaluation sets, without `eval_`."""
     values = run.final_metrics()
-    before = prefixes(run.labels).values()
-    found = {name: mean([values.get(prefix + name) for prefix in before]) for name in _HELD_OUT}
-    return {**found, MARGIN: mean([difference(values, prefix) for prefix in before])}
+    found = {name: mean([values.get(prefix + name) for prefix in run.prefixes]) for name in _HELD_OUT}
+    return {**found, MARGIN: mean([difference(values, prefix) for prefix in run.prefixes])}
 
 
-def _split(run: Run):
+def _split(run: Run) -> Iterator[tuple[str, str, float]]:
     """Label of the evaluation set, metric and value, of the last evaluation."""
-    before = prefixes(run.labels)
+    longest_first = sorted(run.prefixes, key=len, reverse=True)
     for name, value in run.final_metrics().items():
-        label = next((label for label, prefix in before.items() if name.startswith(prefix)), None)
-        if label is not None:
-            yield label, name[len(before[label]) :], value
+        prefix = next((prefix for prefix in longest_first if name.startswith(prefix)), None)
+        if prefix is not None:
+            yield evaluation_label(prefix), name.removeprefix(prefix), value
 
 
 def _learning_rate(run: Run) -> Any:
-    """As set; else the highest that was logged."""
+    """The setting, or else the highest value in the logs."""
     stated = run.setting("learning_rate")
     return max(_known(run.training("learning_rate")), default=None) if stated is None else stated
 
@@ -173,9 +178,10 @@ def _seconds(run: Run) -> float | None:
     return (finished - started).total_seconds() if started and finished else None
 
 
-def _median(run: Run, metric: str) -> float | None:
+def _median(run: Run, metric: str, digits: int | None) -> str:
     known = _known(run.training(metric))
-    return float(np.median(known)) if len(known) else None
+    value = float(np.median(known)) if known else None
+    return _measured(value) if digits is None else show(value, digits)
 
 
 def _known(series: tuple[np.ndarray, np.ndarray]) -> list[float]:
@@ -196,7 +202,7 @@ def _measured(value: float | None) -> str:
 
 
 def _value(value: Any) -> str:
-    """A recipe's value in one line: text as it stands, all else as in JSON."""
+    """A recipe's value in one line: text as it is, everything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -6,12 +6,12 @@ NOTHING = "–"
 
 
 def show(value: Any, digits: int = 4, is_measured: bool = False) -> str:
-    """A number with so many significant digits, thousands apart; other values as they stand, None as a dash.
+    """A number with so many significant digits and thousands separated; other values as text, None as a dash.
 
     Args:
         value: of any type.
         digits: shown of a float.
-        is_measured: zeros at the end are digits as well.
+        is_measured: whether zeros at the end are shown, as digits that were measured.
     """
     if value is None or value == "":
         return NOTHING
@@ -39,7 +39,7 @@ def duration(seconds: float | None) -> str:
 
 
 def shorten(text: str, most: int = 30) -> str:
-    """One printable line of at most so many characters, cut in the middle, since names differ at their ends."""
+    """One printable line of at most so many characters, cut in the middle because names differ at their ends."""
     text = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
     half = (most - 1) // 2
     return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"

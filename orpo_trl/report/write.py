@@ -4,8 +4,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from orpo_trl.metrics import number
 from orpo_trl.report import draw
-from orpo_trl.report.history import number
 from orpo_trl.report.page import render
 from orpo_trl.report.run import Run, read_runs
 
@@ -15,12 +15,12 @@ PAGE = "report.html"
 def write_report(
     folders: Sequence[Path], output: Path | None = None, png: Path | None = None, table: Path | None = None
 ) -> list[Path]:
-    """Read runs and write their page, and where asked their figures and metrics.
+    """Read runs and write their page; on request, also their figures and metrics.
 
     Args:
-        folders: of the runs.
-        output: the page. Default: `report.html` in the run's folder, of several runs in the current one.
-        png: folder for a picture of each figure.
+        folders: the output folders of the runs.
+        output: file of the page; by default `report.html`, in the folder of a single run, else in the current folder.
+        png: folder for a PNG file of each figure.
         table: CSV file of all metrics.
 
     Returns:
@@ -43,7 +43,7 @@ def write_report(
 
 
 def write_pictures(runs: list[Run], folder: Path) -> list[Path]:
-    """A PNG file of each figure that has values, named like it."""
+    """Write a PNG file of each figure that has values, under its name."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name in draw.drawable(runs):
@@ -53,7 +53,7 @@ def write_pictures(runs: list[Run], folder: Path) -> list[Path]:
 
 
 def write_table(runs: Sequence[Run], path: Path) -> None:
-    """All metrics of all runs as CSV: a line for each log, a column for each metric, empty where it has no value."""
+    """Write all metrics of all runs as CSV: a line for each log, a column for each metric."""
     metrics = sorted({name for run in runs for log in run.history for name in log} - {"step", "epoch"})
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
@@ -65,7 +65,7 @@ def write_table(runs: Sequence[Run], path: Path) -> None:
 
 
 def _cell(value: object) -> object:
-    """Numbers exactly; those that are not finite are empty."""
+    """Numbers are exact; those that are not finite are empty."""
     return "" if isinstance(value, float) and number(value) is None else value
 
 

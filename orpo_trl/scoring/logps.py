@@ -4,7 +4,7 @@ import itertools
 import logging
 import math
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from datasets import Dataset
 from rich.console import Console
 from rich.progress import track
 
-from orpo_trl.attention import choose_layout, reading_packed_row
+from orpo_trl.attention import choose_layout, reading_packed_row, without_adapter
 from orpo_trl.batch import MODEL_INPUTS, PairCollator
 from orpo_trl.losses import log_odds, odds_ratio_delta, response_sums
 from orpo_trl.pairs.load import ROW_COLUMN, SOURCE_COLUMN
@@ -23,8 +23,8 @@ from orpo_trl.upstream import add_fused_lm_head, run_fused_head, use_cpu_head_ti
 
 logger = logging.getLogger(__name__)
 
-# One record per row. TRL's metrics call the log odds ratio `log_odds_chosen`, and its log sigmoid `log_odds_ratio`: no
-# column has either name. Log-probabilities are natural logarithms; what needs a rejected response is null without one.
+# One record per row. In TRL's metrics, `log_odds_chosen` is the log odds ratio and `log_odds_ratio` its log sigmoid, so
+# no column has either name. Logarithms are natural. Columns that need a rejected response are null without one.
 RECORD = pa.schema(
     {
         "source": pa.string(),
@@ -56,22 +56,23 @@ def prepare_model(model: torch.nn.Module, pair_layout: str = "auto") -> str:
         The layout for the collator: 'shared_prefix' or 'padded'.
 
     Raises:
-        ValueError: where the model cannot read packed rows exactly and should, or an adapter is on its LM head, or puts
-            virtual tokens before the prompt.
+        ValueError: where the model cannot read packed rows exactly and `pair_layout` demands them, or where an adapter
+            is on the LM head or puts virtual tokens before the prompt.
     """
     config = getattr(model, "active_peft_config", None)
     if getattr(config, "is_prompt_learning", False):
         raise ValueError(f"{type(config).__name__} puts virtual tokens before the prompt, which pairs do not support.")
-    if hasattr(model.get_output_embeddings(), "base_layer"):
+    language_model = cast(PreTrainedModel, model)  # a PEFT model passes these attributes on
+    if hasattr(language_model.get_output_embeddings(), "base_layer"):
         raise ValueError(
             "An adapter is on the model's LM head, whose weight is read without it. Merge the adapter into the model "
             "first: `model.merge_and_unload()` of peft."
         )
-    layout, reason = choose_layout(model, pair_layout)
+    layout, reason = choose_layout(language_model, pair_layout)
     if reason:
         logger.warning(reason)
-    add_fused_lm_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
-    if model.device.type == "cpu":
+    add_fused_lm_head(without_adapter(model))
+    if language_model.device.type == "cpu":
         use_cpu_head_tiles()
     return layout
 
@@ -83,14 +84,14 @@ def score_pairs(
     """Log-probabilities and odds of each pair.
 
     Args:
-        model: one that `prepare_model` or an `ORPOTrainer` has been given; its dropout is off meanwhile.
+        model: a model that `prepare_model` or an `ORPOTrainer` has changed; scoring turns its dropout off.
         pairs: prepared pairs (`prepare_pairs`).
         collator: makes the batches, in the layout that the model reads.
-        max_tokens: positions of a forward pass, filling included, which bounds its memory; a row with more runs alone.
+        max_tokens: positions of a forward pass, padding included, which limits memory; a row with more runs alone.
 
     Returns:
         One record per row, in the order of the rows, with the keys of `RECORD`. Log-probabilities of the tokens are
-        fp32, sums and what follows from them fp64. A value that is not finite is None, which JSON can say.
+        fp32, sums and what follows from them fp64. A value that is not finite is None, because JSON has no word for it.
     """
     was_training = model.training
     model.eval()
@@ -108,8 +109,10 @@ def score_pairs(
 
 
 def _passes(pairs: Dataset, collator: PairCollator, max_tokens: int) -> list[list[int]]:
-    """Row numbers of each forward pass: rows of like length, so that little is filled, and the longest first, so that
-    what does not fit into memory is known at once. Pairs come before rows without a rejected response, as in a batch.
+    """Row numbers of each forward pass.
+
+    Rows of similar length are together, so that there is little padding. The longest come first, so that what does not
+    fit into memory fails at once. Within a pass, pairs come before rows without a rejected response, as in a batch.
     """
     lengths = pair_lengths(pairs)
     # The collator counts positions; it needs no ids for that.

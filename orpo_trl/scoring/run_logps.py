@@ -1,4 +1,4 @@
-"""What `orpo-trl logps` does: names of a model and a dataset to records, a file of them, and a summary."""
+"""The command `orpo-trl logps`: from the names of a model and a dataset to records, a file and a summary."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import pyarrow as pa
@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from orpo_trl.batch import PairCollator
 from orpo_trl.config import DataArguments, ModelArguments
+from orpo_trl.metrics import METRICS
 from orpo_trl.pairs.load import load_pairs
 from orpo_trl.pairs.prepare import pair_lengths, prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
@@ -27,12 +28,12 @@ from orpo_trl.scoring.logps import RECORD, prepare_model, score_pairs
 from orpo_trl.scoring.models import find_device, load_model, load_tokenizer_for, require_model
 
 FORMATS = (".jsonl", ".parquet")
-# What the closing summary has the means of.
+# The columns that the summary shows the means of, and the metrics that these means are.
 _SUMMARY = {
-    "is_correct": "accuracy (chosen more likely than rejected)",
-    "chosen_logp": "log-probability of chosen, per token",
-    "rejected_logp": "log-probability of rejected, per token",
-    "log_or": "log odds ratio",
+    "is_correct": METRICS["rewards/accuracies"],
+    "chosen_logp": METRICS["logps/chosen"],
+    "rejected_logp": METRICS["logps/rejected"],
+    "log_or": METRICS["log_odds_chosen"],
 }
 
 
@@ -57,10 +58,11 @@ def run_logps(
 
     Args:
         model: Hub id or folder, of a model or a PEFT adapter.
-        data: as `DataArguments.dataset_name`; `split` and `config` choose in it.
-        output: .jsonl or .parquet file to write, in one piece at the end.
-        tokenizer: where it is not the model's own.
-        device: torch's name of it; by default the GPU where there is one.
+        data: as in `DataArguments.dataset_name`.
+        split, config: split and configuration of the dataset.
+        output: .jsonl or .parquet file, which is written whole at the end.
+        tokenizer: Hub id or folder of the tokenizer; by default the model's own.
+        device: torch's name of the device; by default the GPU where there is one.
         chat_template_path, on_malformed, pair_layout, trust_remote_code: as in `ORPOConfig`.
         dtype: as in `ModelArguments`.
         max_tokens: as in `score_pairs`.
@@ -70,7 +72,7 @@ def run_logps(
         Records as `score_pairs` makes them.
 
     Raises:
-        ValueError, OSError: for what is the user's to mend; before the weights are loaded, where it can be known.
+        ValueError, OSError: for what the user can fix; before the weights are loaded where it is known by then.
     """
     if output is not None:
         _check_output(output)
@@ -83,11 +85,12 @@ def run_logps(
     encoder = load_tokenizer_for(model_args, chat_template_path, trust_remote_code)
     data_args = DataArguments(dataset_name=data, dataset_config=config, dataset_train_split=split)
     rows, _ = load_pairs(data_args, with_test=False)
-    pairs, report = prepare_pairs(rows, encoder, PairRules(**rules), split, on_malformed)
+    prepared, report = prepare_pairs(rows, encoder, PairRules(**rules), split, on_malformed)
+    pairs = cast(Dataset, prepared)  # as only `dataset_streaming` makes streams
     print(report, file=sys.stderr)
     loaded = load_model(model_args, where, trust_remote_code)
-    _check_fits(pairs, loaded.config.get_text_config())
-    padding = encoder.eos_token_id if encoder.pad_token_id is None else encoder.pad_token_id
+    _check_fits(pairs, cast(PreTrainedModel, loaded).config.get_text_config())
+    padding = cast(int, encoder.eos_token_id if encoder.pad_token_id is None else encoder.pad_token_id)
     # Prompts are not scored, so that a GPU's head leaves them out.
     collator = PairCollator(padding, nll_scope="completion", layout=prepare_model(loaded, pair_layout))
     start = time.perf_counter()
@@ -110,7 +113,7 @@ def json_lines(records: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def write_records(records: list[dict[str, Any]], path: Path) -> None:
-    """Write records to a .jsonl or .parquet file, which is there in whole or not at all."""
+    """Write records to a .jsonl or .parquet file, whole or not at all."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if path.suffix == ".parquet":
@@ -124,13 +127,13 @@ def write_records(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def summary(records: list[dict[str, Any]]) -> str:
-    """Counts, and means over the pairs (over all rows where there is no pair), as text for people."""
+    """Counts, and means over the pairs (over all rows where there are no pairs), as text for people."""
     pairs = [record for record in records if record["rejected_tokens"] is not None]
     lines = [f"rows: {len(records):,}, of which pairs: {len(pairs):,}"]
-    for name, label in _SUMMARY.items():
+    for name, metric in _SUMMARY.items():
         values = [record[name] for record in pairs or records if record[name] is not None]
         if values:
-            lines.append(f"{label}: {fmean(values):.4f}")
+            lines.append(f"{metric.heading}: {fmean(values):.4f}")
     lost = sum(
         record["chosen_logp"] is None or (record["rejected_logp"] is None and record["rejected_tokens"] is not None)
         for record in records
@@ -150,12 +153,11 @@ def _check_output(path: Path) -> None:
 
 
 def _check_fits(pairs: Dataset, config: PreTrainedConfig) -> None:
-    """Refuses tokens and positions that the model has no weights for."""
+    """Refuse tokens and positions for which the model has no weights."""
     vocabulary, positions = config.vocab_size, getattr(config, "max_position_embeddings", None)
     table = pairs.with_format("arrow")[:]
-    largest = max(
-        pc.max(pc.list_flatten(table[f"{part}_ids"])).as_py() or 0 for part in ("prompt", "chosen", "rejected")
-    )
+    ids = (pc.call_function("list_flatten", [table[f"{part}_ids"]]) for part in ("prompt", "chosen", "rejected"))
+    largest = max(pc.call_function("max", [part]).as_py() or 0 for part in ids)
     if largest >= vocabulary:
         raise ValueError(
             f"The rows have token id {largest}, and the model embeds {vocabulary:,} tokens. Set --tokenizer."

@@ -65,14 +65,14 @@ def test_header_comes_back(progress, capsys):
 
 
 def test_each_set_of_an_evaluation_has_a_line_of_its_label(progress, capsys):
-    progress.on_log(ARGS, state(), None, {"eval_big_farm_nll_loss": 1.0, "eval_big_farm_loss": 2.0})
-    progress.on_log(ARGS, state(), None, {"eval_nll_loss": 1.0, "eval_loss": 2.0})
+    progress.on_log(ARGS, state(), None, {"eval_big_farm_loss": 2.0, "eval_big_farm_runtime": 3.0})
+    progress.on_log(ARGS, state(), None, {"eval_loss": 2.0, "eval_runtime": 3.0})
     _, labelled, plain = capsys.readouterr().out.splitlines()
     assert labelled.endswith(" big_farm")
     assert labelled.startswith(plain)
 
 
-def test_other_logs_and_the_end_are_told_in_words(progress, capsys):
+def test_other_logs_and_the_end_are_lines_of_words(progress, capsys):
     progress.on_log(ARGS, state(), None, {"tokens_seen": 5, "epoch": 1})
     progress.on_log(ARGS, state(100), None, {"train_runtime": 3723.4, "train_loss": 1.5, "total_flos": 1e9})
     assert capsys.readouterr().out.splitlines() == [

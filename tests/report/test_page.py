@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.run_folders import MISTRAL, Page, history, metrics, sample
 
+from orpo_trl.metrics import METRICS
 from orpo_trl.pairs.preparation import LengthStats, PreparationReport, SourceReport
 from orpo_trl.report.page import render
 from orpo_trl.report.run import Run
@@ -48,9 +49,9 @@ def test_page_holds_summary_curves_samples_and_how_it_was_made():
     rows = page.rows()
     assert rows["λ (beta)"] == ["0.1"]
     assert rows["optimiser steps"] == ["6 of 100"]
-    assert rows["log p chosen (nats a token)"] == ["−0.9940"]
-    assert rows["margin of log p (nats a token)"] == ["0.2060"]
-    assert rows["accuracy"] == ["0.6250"]
+    assert rows["log-probability of chosen (nats per token)"] == ["−0.9940"]
+    assert rows["margin of log-probabilities (nats per token)"] == ["0.2060"]
+    assert rows[METRICS["rewards/accuracies"].heading] == ["0.6250"]
     assert rows["time"] == ["1 h 22 min"]
     assert rows["peak memory (GiB)"] == ["3.5"]
     images = [attributes for tag, attributes in page.elements if tag == "img"]
@@ -99,13 +100,13 @@ def test_page_loads_nothing_and_runs_nothing():
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline';")
 
 
-def test_trouble_is_told_in_words():
+def test_findings_are_sentences():
     logs = history()
     logs[0]["loss"] = None
     page = Page(render([make_run("good"), make_run("bad", logs)]))
     assert [text for text in page.of("li") if "not finite" in text]
     (good,) = [Page(render([make_run()]))]
-    assert "The metrics tell of none." in good.text
+    assert "The metrics show no problem." in good.text
 
 
 def test_recipes_are_compared_by_what_differs():
@@ -120,10 +121,10 @@ def test_recipes_are_compared_by_what_differs():
 
 def test_groups_are_tables_of_the_last_evaluation_with_lengths_in_order():
     values = {"eval_lengths/129-256/accuracies": 0.5, "eval_lengths/1-128/accuracies": 0.25}
-    values |= {"eval_lengths/129-256/pairs": 1200.0, "eval_sources/a/b/margins": 0.125}
+    values |= {"eval_lengths/129-256/pairs": 1200.0, "eval_sources/a/b/margins": 0.125, "eval_loss": 1.0}
     logs = [{"step": 1, **dict.fromkeys(values, 0.0)}, {"step": 2, **values}]
     sources, lengths = groups([make_run(logs=logs), make_run("empty", [])])
-    assert (sources.columns, sources.rows) == (("reward margin",), [("a/b", ["0.1250", "–"])])
+    assert (sources.columns, sources.rows) == (("margin",), [("a/b", ["0.1250", "–"])])
     assert lengths.columns == ("accuracy", "pairs")
     assert lengths.rows == [("1-128", ["0.2500", "–", "–", "–"]), ("129-256", ["0.5000", "1,200", "–", "–"])]
 
@@ -142,7 +143,7 @@ def test_summary_leaves_out_what_no_run_has():
     assert [name for name, _ in settings_table.rows] == ["optimiser steps"]
     tables = summary([make_run(logs=[]), make_run(logs=[{"step": 1, **metrics(1, prefix="eval_")}])])
     assert [table.title for table in tables] == ["Settings", "Held out, last evaluation"]
-    assert dict(tables[1].rows)["accuracy"] == ["–", "0.6250"]
+    assert dict(tables[1].rows)[METRICS["rewards/accuracies"].heading] == ["–", "0.6250"]
 
 
 def test_answers_of_all_runs_stand_beside_one_prompt_and_earlier_steps_are_folded():

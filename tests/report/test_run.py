@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.run_folders import close, history, metrics, sample, write_lines, write_run
 
-from orpo_trl.report.history import MARGIN, held_out, labels, last_values, number, training
+from orpo_trl.metrics import MARGIN, number
+from orpo_trl.report.history import held_out, last_values, training
 from orpo_trl.report.run import Run, read_run, read_runs
 
 
@@ -105,7 +107,7 @@ def test_several_evaluation_sets_are_averaged_and_named(tmp_path):
         {"step": 5, **metrics(5, prefix="eval_a_b_"), "eval_a_b_runtime": 1.0},
     ]
     logs[1]["eval_a_b_loss"] = 3.495
-    assert labels(logs) == ["a", "a_b"]
+    assert Run(tmp_path, "run", logs).prefixes == ["eval_a_", "eval_a_b_"]
     steps, values = held_out(logs, "loss")
     assert steps.tolist() == [5]
     assert close(values[0], (1.495 + 3.495) / 2)
@@ -113,7 +115,7 @@ def test_several_evaluation_sets_are_averaged_and_named(tmp_path):
 
 def test_set_whose_name_ends_like_a_metric_is_not_mistaken():
     logs = [{"step": 1, "eval_nll_loss": 2.0, "eval_nll_nll_loss": 1.0, "eval_nll_logps/chosen": -1.0}]
-    assert labels(logs) == ["nll"]
+    assert Run(Path(), "run", logs).prefixes == ["eval_nll_"]
     assert held_out(logs, "loss")[1].tolist() == [2.0]
     assert held_out(logs, "nll_loss")[1].tolist() == [1.0]
 
@@ -134,7 +136,7 @@ _NAMES = st.sampled_from([*metrics(1), *metrics(1, prefix="eval_"), "eval_x_logp
 
 @given(st.lists(st.dictionaries(_NAMES | st.just("step"), _VALUES)))
 def test_any_logs_can_be_read(logs):
-    run = Run(None, "any", logs)
+    run = Run(Path(), "any", logs)
     for metric in metrics(1):
         for steps, values in (run.training(metric), run.held_out(metric)):
             assert len(steps) == len(values)

@@ -13,7 +13,7 @@ _BLOCK, _HEADER = 32 * 1024, 7
 def records(path: Path):
     data, position, whole = path.read_bytes(), _HEADER, b""
     while position + _HEADER <= len(data):
-        if _BLOCK - position % _BLOCK < _HEADER:  # too short for another part: filling
+        if _BLOCK - position % _BLOCK < _HEADER:  # too short for another part: padding
             position += _BLOCK - position % _BLOCK
             continue
         _, length, kind = struct.unpack_from("<IHB", data, position)

@@ -1,0 +1,38 @@
+"""Logs what the diagnosis finds while a run trains."""
+
+import logging
+
+from transformers import TrainerCallback
+
+from orpo_trl.diagnosis import NON_FINITE, diagnose
+
+logger = logging.getLogger(__name__)
+
+
+class FindingWarnings(TrainerCallback):
+    """Warns once of each finding of `diagnose`, which it calls about a hundred times in a run.
+
+    Args:
+        beta: weight of the odds-ratio term.
+    """
+
+    def __init__(self, beta: float):
+        self.beta = beta
+        self._logged: set[str] = set()
+        self._next_look = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._logged.clear()
+        self._next_look = 0
+
+    def on_log(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero or state.global_step < self._next_look:
+            return
+        # Each call reads all logs so far.
+        self._next_look = state.global_step + state.max_steps // 100
+        warmup = args.get_warmup_steps(state.max_steps)
+        for kind, sentence in diagnose(state.log_history, self.beta, warmup, state.max_steps).items():
+            # The trainer itself warns of a non-finite step, and names the metrics and micro-batches.
+            if kind not in self._logged and kind != NON_FINITE:
+                self._logged.add(kind)
+                logger.warning("Step %d: %s", state.global_step, sentence)
