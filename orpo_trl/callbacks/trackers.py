@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers.integrations import TensorBoardCallback, WandbCallback
 
 from orpo_trl import run_folder
+from orpo_trl.yaml_text import from_yaml
 
 
 class TrackerError(RuntimeError):
@@ -52,7 +52,7 @@ class WandbRun(WandbCallback):
                 raise TrackerError(f"`report_to: wandb`: {error} Or set `wandb_mode: offline`.") from error
         super().setup(args, state, model, **kwargs)
         if state.is_world_process_zero:
-            self._wandb.config.update({"recipe": yaml.safe_load(self.trainer.recipe)}, allow_val_change=True)
+            self._wandb.config.update({"recipe": from_yaml(self.trainer.recipe)}, allow_val_change=True)
 
 
 def saved_run_id(output_dir: str) -> str | None:

@@ -14,8 +14,8 @@ from orpo_trl.config import DataArguments, ModelArguments, ORPOConfig
 from orpo_trl.importers import FOREIGN_KEYS, TOOLS, Imported, ImportProblem, import_recipe, recipe_text
 from orpo_trl.importers.draft import is_empty
 from orpo_trl.importers.read import read_yaml
-from orpo_trl.importers.tables import OURS, REFUSED
-from orpo_trl.recipe.sections import SECTIONS
+from orpo_trl.importers.foreign_keys import OURS, REFUSED
+from orpo_trl.sections import MEANINGLESS, SECTIONS
 
 FIELDS = {field.name for owner in (ModelArguments, DataArguments, ORPOConfig) for field in dataclasses.fields(owner)}
 
