@@ -60,7 +60,7 @@ class ORPOConfig(SFTConfig):
     learning_rate: float = field(default=5e-6, metadata={"help": "Initial learning rate."})
     logging_nan_inf_filter: bool = field(
         default=False,
-        metadata={"help": "Must be off: a non-finite loss is logged as such, and its step named."},
+        metadata={"help": "Must be off: a non-finite loss is logged as it is, and its step is named."},
     )
     beta: float = field(
         default=0.1,
@@ -107,13 +107,16 @@ class ORPOConfig(SFTConfig):
         metadata={
             "help": "Order of the training rows: 'random', 'sequential', 'group_by_length', or 'batch_rebalance': "
             "random, with the rows of each optimiser step dealt so that all ranks and accumulation steps get about the "
-            "same number of tokens. 'auto': batch_rebalance, or random where the loss depends on which rows share a micro-batch.",
+            "same number of tokens. 'auto': batch_rebalance, or random where the loss depends on which rows share a "
+            "micro-batch.",
             "choices": list(SAMPLING_STRATEGIES),
         },
     )
     max_length: int | None = field(
         default=1024,
-        metadata={"help": "Longest row in tokens, prompt included; longer responses are cut on the right. None: no limit."},
+        metadata={
+            "help": "Longest row in tokens, prompt included; longer responses are cut on the right. None: no limit."
+        },
     )
     max_prompt_length: int | None = field(
         default=None,
@@ -133,8 +136,8 @@ class ORPOConfig(SFTConfig):
     prompt_turns: str = field(
         default="all",
         metadata={
-            "help": "Turns of a conversation that are its prompt. 'all': all but the last answer. 'first': those before "
-            "the first answer; the odds ratio then covers all later turns, the user's included (as Capybara's "
+            "help": "Turns of a conversation that are its prompt. 'all': all but the last answer. 'first': those "
+            "before the first answer; the odds ratio then covers all later turns, the user's included (as Capybara's "
             "released weights were trained).",
             "choices": list(PROMPT_TURNS),
         },
@@ -353,7 +356,9 @@ class DataArguments:
     )
     test_split_size: float | None = field(
         default=None,
-        metadata={"help": "Share (below 1) or number of training rows to hold out as the evaluation set, where there is no test split."},
+        metadata={
+            "help": "Share (below 1) or number of training rows to hold out for evaluation, if there is no test split."
+        },
     )
 
     def problems(self, with_test: bool) -> list[SettingsProblem]:
@@ -368,7 +373,9 @@ class DataArguments:
             found.append(SettingsProblem(("dataset_name", "datasets"), text))
         if self.datasets and (self.dataset_config is not None or self.dataset_train_split != "train"):
             keys = ("dataset_config", "dataset_train_split", "datasets")
-            text = "`dataset_config` and `dataset_train_split` do not apply to `datasets`: give its entries `name`, `split`"
+            text = (
+                "`dataset_config` and `dataset_train_split` are not for `datasets`, whose entries have `name`, `split`"
+            )
             found.append(SettingsProblem(keys, text))
         return found
 

@@ -1,8 +1,8 @@
 """Other tools' ORPO configs as recipes: axolotl, LLaMA-Factory, alignment-handbook and TRL.
 
-`foreign_keys` holds the keys that tools share, `draft` turns keys into settings and notes, `conversions` is what several
-tools need, and one module for each tool says what becomes of its keys. `read` reads a config, `recipe_text` writes the
-recipe. `authors_scripts` answers to the scripts of ORPO's authors with the shipped recipe.
+`foreign_keys` has the keys that tools share, `draft` turns keys into settings and notes, `conversions` is what several
+tools need, and each tool has a module on what becomes of its own keys. `read` reads a config, `recipe_text` writes the
+recipe. `authors_scripts` answers to a script of ORPO's authors with the shipped recipe.
 """
 
 from pathlib import Path

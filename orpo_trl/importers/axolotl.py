@@ -5,8 +5,8 @@ Keys and defaults: axolotl's src/axolotl/utils/schemas, core/builders, loaders/m
 
 from typing import Any
 
-from orpo_trl.importers.draft import Draft, Tool
 from orpo_trl.importers.conversions import TRL_OBJECTIVE, convert_shared, entries_of, labelled, modules, set_datasets
+from orpo_trl.importers.draft import Draft, Tool
 from orpo_trl.importers.foreign_keys import CONVERTED, DROPPED, FLASH, RENAMED
 
 _RENAMED = {

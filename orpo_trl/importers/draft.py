@@ -56,7 +56,7 @@ class ForeignConfig:
     def line(self, *path: str | int) -> int | None:
         while path and path not in self.lines:
             path = path[:-1]
-        return self.lines.get(path)
+        return self.lines[path] if path else None
 
     def fail(self, key: str, text: str) -> NoReturn:
         line = self.line(key)

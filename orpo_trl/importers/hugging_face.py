@@ -7,8 +7,8 @@ and data.py, in its older form (`dataset_mixer`) and its newer one (`dataset_mix
 import hashlib
 from typing import Any
 
-from orpo_trl.importers.draft import Draft, Tool
 from orpo_trl.importers.conversions import TRL_OBJECTIVE, convert_shared, labelled, set_datasets
+from orpo_trl.importers.draft import Draft, Tool
 from orpo_trl.importers.foreign_keys import CONVERTED, DROPPED, FLASH, RENAMED
 
 _RENAMED = {"streaming": "dataset_streaming"}
@@ -86,8 +86,8 @@ def _convert_trl(draft: Draft) -> None:
     if draft.has("max_prompt_length"):
         draft.set("max_prompt_length", draft.number("max_prompt_length"), "max_prompt_length")
         draft.differs(
-            "max_prompt_length: TRL cuts the prompt of a pair above max_length to this many tokens, and by default keeps "
-            "its end; here a row whose prompt has this many tokens or more is dropped.",
+            "max_prompt_length: TRL cuts the prompt of a pair above max_length to this many tokens, by default at its "
+            "start; here a row whose prompt has this many tokens or more is dropped.",
             "max_prompt_length",
         )
     if "max_length" in draft.config.values and not draft.has("max_length"):
@@ -170,8 +170,8 @@ def _convert_mixer(draft: Draft, evaluates: bool) -> None:
     draft.silent(*keys)
     if any(share != 1 for share in mixer.values()):
         draft.differs(
-            "A proportion in dataset_mixer takes that share of a dataset from its start; `weight` here takes a random "
-            "share.",
+            "A proportion in dataset_mixer takes the first rows of a dataset, as many as that share; `weight` here takes "
+            "a random share.",
             "dataset_mixer",
         )
 

@@ -5,8 +5,8 @@ Keys and defaults: LLaMA-Factory's src/llamafactory/hparams; objective: train/dp
 
 from typing import Any
 
-from orpo_trl.importers.draft import Draft, Tool
 from orpo_trl.importers.conversions import convert_shared, labelled, modules, set_datasets
+from orpo_trl.importers.draft import Draft, Tool
 from orpo_trl.importers.foreign_keys import CONVERTED, DROPPED, FLASH, RENAMED
 
 _RENAMED = {

@@ -4,8 +4,8 @@ import textwrap
 from typing import Any
 
 from orpo_trl.importers.draft import Imported, Note
-from orpo_trl.yaml_text import to_yaml
 from orpo_trl.sections import SECTIONS
+from orpo_trl.yaml_text import to_yaml
 
 _WIDTH = 118
 

@@ -125,10 +125,14 @@ class Recipe:
                 whole = ".".join(map(str, path[: depth + 1]))
                 self.problems.append(Problem(places[()], f"`{key}`: there is no `{whole}` to set a part of", path))
                 return
-        if isinstance(target, list) and not (isinstance(path[-1], int) and path[-1] < len(target)):
+        last = path[-1]
+        if isinstance(target, dict):
+            target[last] = value
+        elif isinstance(last, int) and last < len(target):
+            target[last] = value
+        else:
             self.problems.append(Problem(places[()], f"`{key}`: expected a position below {len(target)}", path))
             return
-        target[path[-1]] = value
         for by_path in (self.places, self.secrets):
             for old in [old for old in by_path if old[: len(path)] == path]:
                 del by_path[old]

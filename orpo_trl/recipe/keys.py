@@ -21,8 +21,8 @@ from orpo_trl.yaml_text import ValuePath
 # The config classes that the keys of a recipe belong to.
 OWNERS = {"model": ModelArguments, "data": DataArguments, "training": ORPOConfig}
 
-# Where the annotations of the config classes are too narrow: a folder, or whether to find the latest one; one module, or
-# several.
+# The annotations of the config classes are too narrow for these: a folder, or whether to find the latest one; the name
+# of one module, or of several.
 _OWN_HINTS = {"resume_from_checkpoint": bool | str | None, "lora_target_modules": str | list[str] | None}
 # One has values that YAML cannot hold; the other is set by the launcher in each process.
 _NOT_IN_RECIPES = {"parallelism_config", "local_rank"}
@@ -195,11 +195,11 @@ def _entry_hints(entry: type) -> dict[str, Any]:
     }
 
 
-def _wrong_entry(hint: Any, entry: Any, part: str, kind: str) -> str:
+def _wrong_entry(hint: Any, entry: Any, part: str | int, kind: str) -> str:
     names = list(_entry_hints(hint))
     if kind == "missing":
         return f": `{part}` is missing; it has {', '.join(f'`{name}`' for name in entry)}"
-    close = difflib.get_close_matches(part, names, n=1)
+    close = difflib.get_close_matches(str(part), names, n=1)
     return ": unknown key; " + (f"did you mean `{close[0]}`?" if close else f"its keys are {', '.join(names)}")
 
 

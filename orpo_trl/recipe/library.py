@@ -12,6 +12,7 @@ from orpo_trl.paths import RECIPES
 REQUIRED = ("Reproduces", "Source", "Hardware", "Expect", "Inferred")
 FIELDS = (*REQUIRED, "Conflicts", "Needs")
 
+
 @dataclass(frozen=True)
 class RecipeHeader:
     """The header of a recipe.

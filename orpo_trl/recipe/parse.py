@@ -157,7 +157,9 @@ def _as_written(value: Any, taken: Any) -> Any:
 
 def _is_model_meant(recipe: Recipe) -> bool:
     """Whether a wrong key is, or was meant to be, the model's: it is not missing then."""
-    return any(path and _MODEL in (path[0], meant_by(str(path[0]))) for path in (found.path for found in recipe.problems))
+    return any(
+        path and _MODEL in (path[0], meant_by(str(path[0]))) for path in (found.path for found in recipe.problems)
+    )
 
 
 def _deepspeed_problems(deepspeed: Any) -> list[SettingsProblem]:
@@ -170,7 +172,7 @@ def _deepspeed_problems(deepspeed: Any) -> list[SettingsProblem]:
 
 
 def _best_model_problems(training: ORPOConfig, data: DataArguments) -> list[SettingsProblem]:
-    """transformers looks for the metric at the first evaluation, and several evaluation sets have one for each label."""
+    """Found late otherwise: transformers looks for the metric at the first evaluation, under the name of one set."""
     metric = (training.metric_for_best_model or "").removeprefix("eval_")
     labels = list(data.eval_datasets)
     if not (training.load_best_model_at_end and labels) or any(metric.startswith(f"{label}_") for label in labels):

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from orpo_trl.recipe.files import read_recipe
-from orpo_trl.yaml_text import to_yaml
 from orpo_trl.report import history as logs
 from orpo_trl.report.history import number
 from orpo_trl.run_folder import METRICS, PREPARATION, RECIPE, RUN, SAMPLES, read_lines
+from orpo_trl.yaml_text import to_yaml
 
 TRAINER_STATE = "trainer_state.json"
 
