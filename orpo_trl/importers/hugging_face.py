@@ -170,8 +170,8 @@ def _convert_mixer(draft: Draft, evaluates: bool) -> None:
     draft.silent(*keys)
     if any(share != 1 for share in mixer.values()):
         draft.differs(
-            "A proportion in dataset_mixer takes the first rows of a dataset, as many as that share; `weight` here takes "
-            "a random share.",
+            "A proportion in dataset_mixer takes that share of a dataset's rows, the first rows; `weight` takes random "
+            "rows.",
             "dataset_mixer",
         )
 

@@ -126,9 +126,7 @@ class Recipe:
                 self.problems.append(Problem(places[()], f"`{key}`: there is no `{whole}` to set a part of", path))
                 return
         last = path[-1]
-        if isinstance(target, dict):
-            target[last] = value
-        elif isinstance(last, int) and last < len(target):
+        if isinstance(target, dict) or (isinstance(last, int) and last < len(target)):
             target[last] = value
         else:
             self.problems.append(Problem(places[()], f"`{key}`: expected a position below {len(target)}", path))
