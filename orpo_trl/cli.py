@@ -222,7 +222,7 @@ def expand(recipe: str, overrides: tuple[str, ...]) -> None:
       orpo-trl recipes expand mistral_beta_released --learning_rate 1e-5
     """
     from orpo_trl.recipe.parse import build_settings, load_recipe
-    from orpo_trl.recipe.write import expanded
+    from orpo_trl.recipe.show import expanded
 
     with _failing():
         loaded = load_recipe([recipe, *overrides])
@@ -234,16 +234,16 @@ def expand(recipe: str, overrides: tuple[str, ...]) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--tool",
-    type=click.Choice(["axolotl", "llama-factory", "alignment-handbook", "trl", "authors"]),
-    help="Whose file it is. Default: seen from its keys.",
+    type=click.Choice(["axolotl", "llama-factory", "alignment-handbook", "trl"]),
+    help="The tool whose config it is. Default: detected from its keys.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the recipe here instead of printing it.")
 def import_(file: Path, tool: str | None, output: Path | None) -> None:
     """Turn another tool's ORPO config into a recipe.
 
-    Reads axolotl (`rl: orpo`), LLaMA-Factory (`pref_loss: orpo`), alignment-handbook, TRL's `--config` files, and the
-    shell scripts of ORPO's authors. Keys that have no equal here, and places where the objective differs, are listed
-    in the recipe's head and on standard error.
+    Reads axolotl (`rl: orpo`), LLaMA-Factory (`pref_loss: orpo`), alignment-handbook, and TRL's `--config` files. The
+    recipe's header and standard error list the keys that have no equal here, and what differs in the objective. For a
+    shell script of ORPO's authors, the answer is the shipped recipe with its settings.
 
     \b
     Example:
@@ -426,13 +426,13 @@ def schema(names: tuple[str, ...]) -> None:
       orpo-trl schema | less
       orpo-trl schema beta nll_reduction
     """
-    from orpo_trl.recipe.keys import keys, unknown_key
-    from orpo_trl.recipe.write import schema_text
+    from orpo_trl.recipe.keys import recipe_keys, unknown_key
+    from orpo_trl.recipe.show import schema_text
 
-    unknown = [name for name in names if name not in keys()]
+    unknown = [name for name in names if name not in recipe_keys()]
     if unknown:
         raise _Failure("\n".join(unknown_key(name) for name in unknown))
-    click.echo(schema_text(names or list(keys())), nl=False)
+    click.echo(schema_text(names or list(recipe_keys())), nl=False)
 
 
 @main.command()

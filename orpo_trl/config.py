@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, with_config
 from transformers.utils import is_torch_xla_available
 from trl import ModelConfig, SFTConfig
 from typing_extensions import Required, TypedDict
+
+from orpo_trl.sections import MEANINGLESS
 
 NLL_SCOPES = ("sequence", "completion")
 NLL_REDUCTIONS = ("token_mean", "micro_batch_mean", "sequence_mean", "max_length")
@@ -18,38 +20,26 @@ MALFORMED_ACTIONS = ("error", "drop")
 PROMPT_TURNS = ("all", "first")
 WANDB_MODES = ("online", "offline", "disabled")
 
-# Arguments that SFTConfig inherits or defines and that mean nothing for preference pairs, with what to use instead.
-# Each must keep its default: accepting a value and ignoring it would train something else than what was asked.
-_MEANINGLESS = {
-    "packing": "pairs have their own layout",
-    "packing_strategy": "pairs have their own layout",
-    "eval_packing": "pairs have their own layout",
-    "padding_free": "pairs have their own layout",
-    "completion_only_loss": "set `nll_scope: completion` for an NLL over the chosen response alone",
-    "assistant_only_loss": "set `nll_scope: completion` for an NLL over the chosen response alone",
-    "loss_type": "the loss is ORPO's",
-    "label_smoothing_factor": "ORPO's loss has no smoothed form",
-    "dataset_text_field": "pairs are read from `prompt`, `chosen` and `rejected`",
-    "dataset_kwargs": "pass rows with `prompt_ids`, `chosen_ids` and `rejected_ids` to skip tokenisation",
-    "truncation_mode": "responses are cut on the right, as in the paper",
-    "average_tokens_across_devices": "set `nll_reduction: micro_batch_mean` for means per micro-batch and device",
-    "length_column_name": "lengths are those of the tokenised pairs",
-    "logging_nan_inf_filter": "a non-finite loss is logged as such, and its step named",
-    "label_names": "the trainer makes the labels itself",
-    "include_for_metrics": "there are no logits, so `compute_metrics` cannot run",
-    "batch_eval_metrics": "there are no logits, so `compute_metrics` cannot run",
-    "eval_do_concat_batches": "there are no predictions to join",
-}
+
+@dataclass(frozen=True)
+class SettingsProblem:
+    """What is wrong with settings: the keys that it is about, the one to change first, and a sentence."""
+
+    keys: tuple[str, ...]
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class SettingsError(ValueError):
     """Settings that are out of range, contradictory or without meaning.
 
     Attributes:
-        problems: one sentence each, which names its keys in backticks.
+        problems: all that was found, each with its keys.
     """
 
-    def __init__(self, owner: str, problems: list[str]):
+    def __init__(self, owner: str, problems: list[SettingsProblem]):
         super().__init__(f"{owner}:\n" + "\n".join(f"  - {problem}" for problem in problems))
         self.problems = problems
 
@@ -70,7 +60,7 @@ class ORPOConfig(SFTConfig):
     learning_rate: float = field(default=5e-6, metadata={"help": "Initial learning rate."})
     logging_nan_inf_filter: bool = field(
         default=False,
-        metadata={"help": "Must be off: a non-finite loss is logged as such, and its step named."},
+        metadata={"help": "Must be off: a non-finite loss is logged as it is, and its step is named."},
     )
     beta: float = field(
         default=0.1,
@@ -108,22 +98,25 @@ class ORPOConfig(SFTConfig):
         default=None,
         metadata={
             "help": "Split the rows of a micro-batch (`per_device_train_batch_size`) into forward and backward passes "
-            "of at most this many tokens, filling included; a longer pair gets one of its own. The optimiser step and "
-            "its loss stay the same, but for a load-balancing loss, which is a mean over passes. None: one pass."
+            "of at most this many tokens, padding included; a longer pair gets a pass of its own. The optimiser step "
+            "and its loss stay the same, but for a load-balancing loss, which is a mean over passes. None: one pass."
         },
     )
     train_sampling_strategy: str = field(
         default="auto",
         metadata={
             "help": "Order of the training rows: 'random', 'sequential', 'group_by_length', or 'batch_rebalance': "
-            "random, with the rows of each optimiser step dealt so that ranks and accumulation steps have alike many "
-            "tokens. 'auto': batch_rebalance, or random where the loss depends on which rows share a micro-batch.",
+            "random, with the rows of each optimiser step dealt so that all ranks and accumulation steps get about the "
+            "same number of tokens. 'auto': batch_rebalance, or random where the loss depends on which rows share a "
+            "micro-batch.",
             "choices": list(SAMPLING_STRATEGIES),
         },
     )
     max_length: int | None = field(
         default=1024,
-        metadata={"help": "Longest row in tokens, prompt included; responses are cut on the right. None: no limit."},
+        metadata={
+            "help": "Longest row in tokens, prompt included; longer responses are cut on the right. None: no limit."
+        },
     )
     max_prompt_length: int | None = field(
         default=None,
@@ -137,15 +130,15 @@ class ORPOConfig(SFTConfig):
         default=False,
         metadata={
             "help": "Render string prompts and responses through the chat template, as one user and one assistant "
-            "turn (HH-RLHF strings as their turns). Off: strings are trained on as they stand, as in TRL."
+            "turn (HH-RLHF strings as their turns). Off: strings are trained on as they are, as in TRL."
         },
     )
     prompt_turns: str = field(
         default="all",
         metadata={
-            "help": "Turns of a conversation that count as its prompt: 'all' but the last answer, or the 'first', up "
-            "to the first answer, so that the odds ratio also covers all later turns, the user's included (Capybara's "
-            "released weights).",
+            "help": "Turns of a conversation that are its prompt. 'all': all but the last answer. 'first': those "
+            "before the first answer; the odds ratio then covers all later turns, the user's included (as Capybara's "
+            "released weights were trained).",
             "choices": list(PROMPT_TURNS),
         },
     )
@@ -159,12 +152,12 @@ class ORPOConfig(SFTConfig):
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the model to 0."})
     padding_value: int | None = field(
-        default=None, metadata={"help": "Token id that fills short rows. None: the tokenizer's pad token."}
+        default=None, metadata={"help": "Token id that pads short rows. None: the tokenizer's pad token."}
     )
     generate_during_eval: bool = field(
         default=False,
         metadata={
-            "help": "At each evaluation, answer a few held-out prompts greedily and write them to "
+            "help": "At each evaluation, generate greedy answers to a few held-out prompts and write them to "
             "`<output_dir>/samples.jsonl`, and to wandb where it is in `report_to`."
         },
     )
@@ -179,30 +172,34 @@ class ORPOConfig(SFTConfig):
         },
     )
     is_encoder_decoder: bool | None = field(
-        default=None, metadata={"help": "Accepted for TRL's sake; True is refused: models here are decoder-only."}
+        default=None, metadata={"help": "Accepted because TRL has it; True is refused: models here are decoder-only."}
     )
 
     def __post_init__(self):
-        problems = [*self._range_problems(), *self._meaningless_problems()]
+        problems = [*self._range_problems(), *self._contradictions(), *self._meaningless_problems()]
         if problems:
             raise SettingsError("ORPOConfig", problems)
         if not torch.accelerator.is_available() and not is_torch_xla_available():
-            # Unless told so, accelerate looks for a GPU backend, finds none, and lets each process of a distributed
-            # launch believe that it is alone.
+            # Without it, accelerate looks for the backend of a GPU and finds none. Each process of a distributed launch
+            # then runs as if it were the only one.
             self.use_cpu = True
         super().__post_init__()
-        if self.run_name is None:
-            # Trackers would make a name up, another one for a run that resumes.
+        if self.run_name is None and self.output_dir is not None:
+            # Otherwise trackers invent a name, and a resumed run gets another one.
             self.run_name = Path(self.output_dir).name
 
     def __getstate__(self) -> dict[str, Any]:
         """Without tokens: the Trainer pickles its arguments into the folder that `push_to_hub` uploads."""
         return {**self.__dict__, "hub_token": None, "push_to_hub_token": None}
 
-    def _range_problems(self) -> list[str]:
-        problems = []
+    def _range_problems(self) -> list[SettingsProblem]:
+        found: list[SettingsProblem] = []
+
+        def wrong(name: str, expected: str) -> None:
+            found.append(SettingsProblem((name,), f"`{name}` must be {expected}, got {getattr(self, name)!r}"))
+
         if not isinstance(self.beta, (int, float)) or not 0 <= self.beta < float("inf"):
-            problems.append(f"`beta` must be a finite number >= 0, got {self.beta!r}")
+            wrong("beta", "a finite number >= 0")
         for name, allowed in (
             ("nll_scope", NLL_SCOPES),
             ("nll_reduction", NLL_REDUCTIONS),
@@ -213,7 +210,7 @@ class ORPOConfig(SFTConfig):
             ("wandb_mode", (None, *WANDB_MODES)),
         ):
             if getattr(self, name) not in allowed:
-                problems.append(f"`{name}` must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
+                wrong(name, f"one of {', '.join(map(str, allowed))}")
         for name, least in (
             ("max_length", 2),
             ("max_prompt_length", 1),
@@ -222,39 +219,50 @@ class ORPOConfig(SFTConfig):
         ):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
-                problems.append(f"`{name}` must be {least} or more, in tokens, or None for no limit; got {value!r}")
+                wrong(name, f"{least} or more tokens, or None for no limit")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if isinstance(getattr(self, name), (int, float)) and getattr(self, name) < 1:
-                problems.append(f"`{name}` must be at least 1, got {getattr(self, name)}")
+                wrong(name, "at least 1")
         for name in ("learning_rate", "warmup_steps", "weight_decay"):
             if isinstance(getattr(self, name), (int, float)) and not getattr(self, name) >= 0:
-                problems.append(f"`{name}` must be at least 0, got {getattr(self, name)}")
+                wrong(name, "at least 0")
         for name in ("seed", "data_seed"):
             if isinstance(getattr(self, name), int) and not 0 <= getattr(self, name) < 2**32:
-                problems.append(f"`{name}` must be from 0 to 2^32 - 1, got {getattr(self, name)}")
+                wrong(name, "from 0 to 2^32 - 1")
         if self.max_steps <= 0 and not self.num_train_epochs > 0:
-            problems.append(f"`num_train_epochs` must be above 0, got {self.num_train_epochs}")
-        if self.nll_reduction == "max_length" and self.max_length is None:
-            problems.append("`nll_reduction: max_length` divides by max_length - 1, but `max_length` is None")
-        if self.nll_reduction == "micro_batch_mean" and self.max_tokens_per_micro_batch is not None:
-            problems.append("`max_tokens_per_micro_batch` would change the loss of `nll_reduction: micro_batch_mean`")
-        if self.activation_offloading and not torch.accelerator.is_available():
-            problems.append("`activation_offloading: true` moves activations from an accelerator, and there is none")
-        if self.is_encoder_decoder:
-            problems.append("`is_encoder_decoder: true`: encoder-decoder models are not supported")
-        return problems
+            wrong("num_train_epochs", "above 0")
+        return found
 
-    def _meaningless_problems(self) -> list[str]:
+    def _contradictions(self) -> list[SettingsProblem]:
+        found: list[SettingsProblem] = []
+        if self.nll_reduction == "max_length" and self.max_length is None:
+            text = "`nll_reduction: max_length` divides by max_length - 1, but `max_length` is None"
+            found.append(SettingsProblem(("nll_reduction", "max_length"), text))
+        if self.nll_reduction == "micro_batch_mean" and self.max_tokens_per_micro_batch is not None:
+            text = "`max_tokens_per_micro_batch` would change the loss of `nll_reduction: micro_batch_mean`"
+            found.append(SettingsProblem(("max_tokens_per_micro_batch", "nll_reduction"), text))
+        if self.activation_offloading and not torch.accelerator.is_available():
+            text = "`activation_offloading: true` moves activations from an accelerator, and there is none"
+            found.append(SettingsProblem(("activation_offloading",), text))
+        if self.is_encoder_decoder:
+            text = "`is_encoder_decoder: true`: encoder-decoder models are not supported"
+            found.append(SettingsProblem(("is_encoder_decoder",), text))
+        return found
+
+    def _meaningless_problems(self) -> list[SettingsProblem]:
         defaults = {f.name: f.default for f in fields(self)}
-        problems = [
-            f"`{name}` has no meaning for preference pairs (got {getattr(self, name)!r}): {instead}"
-            for name, instead in _MEANINGLESS.items()
+        found = [
+            SettingsProblem(
+                (name,), f"`{name}` has no meaning for preference pairs (got {getattr(self, name)!r}): {instead}"
+            )
+            for name, instead in MEANINGLESS.items()
             if getattr(self, name) not in (defaults[name], None, [])
         ]
         for option in ("split_batches", "dispatch_batches"):
             if self.accelerator_config and self._accelerator_option(option):
-                problems.append(f"`accelerator_config: {option}` has no meaning here: each rank reads its own rows")
-        return problems
+                text = f"`accelerator_config: {option}` has no meaning here: each rank reads its own rows"
+                found.append(SettingsProblem(("accelerator_config",), text))
+        return found
 
     def _accelerator_option(self, name: str) -> Any:
         config = self.accelerator_config
@@ -278,29 +286,29 @@ class ModelArguments(ModelConfig):
     )
 
     def __post_init__(self):
-        problems = []
-        quantised = [name for name in ("load_in_4bit", "load_in_8bit") if getattr(self, name)]
+        problems: list[SettingsProblem] = []
+        quantised = tuple(name for name in ("load_in_4bit", "load_in_8bit") if getattr(self, name))
         if len(quantised) > 1:
-            problems.append("`load_in_4bit` and `load_in_8bit`: set one of them; received both")
+            text = "`load_in_4bit` and `load_in_8bit`: set one of them; received both"
+            problems.append(SettingsProblem(quantised, text))
         if quantised and self.from_scratch:
-            problems.append(f"`{quantised[0]}` quantises loaded weights; `from_scratch` loads none")
+            text = f"`{quantised[0]}` quantises loaded weights; `from_scratch` loads none"
+            problems.append(SettingsProblem((quantised[0], "from_scratch"), text))
         elif quantised and not self.use_peft:
-            problems.append(
-                f"`{quantised[0]}`: quantised weights cannot be trained; set `use_peft: true` for an adapter"
-            )
+            text = f"`{quantised[0]}`: quantised weights cannot be trained; set `use_peft: true` for an adapter"
+            problems.append(SettingsProblem((quantised[0], "use_peft"), text))
         if problems:
             raise SettingsError("ModelArguments", problems)
         super().__post_init__()
 
 
+@with_config(ConfigDict(extra="forbid", strict=True))
 class DatasetSource(TypedDict, total=False):
     """One source of pairs in `datasets` or `eval_datasets`, with the keys of TRL's `DatasetConfig` and `weight`.
 
     `columns` is a list of columns to read, or a mapping of our names to the source's, such as
     `{prompt: question, chosen: preferred, rejected: other}`.
     """
-
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     path: Required[str]
     name: str | None
@@ -342,55 +350,80 @@ class DataArguments:
     eval_datasets: dict[str, DatasetSource] = field(
         default_factory=dict,
         metadata={
-            "help": "Sources to evaluate on, each for itself, in place of `dataset_test_split`: a mapping of labels, "
-            "which the metrics carry (`eval_LABEL_loss`), to entries as in `datasets`."
+            "help": "Evaluation sets, evaluated one by one, in place of `dataset_test_split`: a mapping of labels to "
+            "entries as in `datasets`. The names of metrics have the label in them: `eval_LABEL_loss`."
         },
     )
     test_split_size: float | None = field(
         default=None,
-        metadata={"help": "Share (below 1) or number of training rows to hold out, where there is no test split."},
+        metadata={
+            "help": "Share (below 1) or number of training rows to hold out for evaluation, if there is no test split."
+        },
     )
 
-    def problems(self, with_test: bool) -> list[str]:
-        """What keeps these settings from naming the rows to train on and, where asked for, to evaluate on."""
-        problems = []
+    def problems(self, with_test: bool) -> list[SettingsProblem]:
+        """Why these settings do not name the rows to train on or, `with_test`, the rows to evaluate on."""
+        return [*self._source_problems(), *self._test_problems(with_test), *self._weight_problems()]
+
+    def _source_problems(self) -> list[SettingsProblem]:
+        found: list[SettingsProblem] = []
         if bool(self.dataset_name) == bool(self.datasets):
             given = "both" if self.dataset_name else "neither"
-            problems.append(f"Set one of `dataset_name` and `datasets`; received {given}")
+            text = f"Set one of `dataset_name` and `datasets`; received {given}"
+            found.append(SettingsProblem(("dataset_name", "datasets"), text))
         if self.datasets and (self.dataset_config is not None or self.dataset_train_split != "train"):
-            problems.append(
+            keys = ("dataset_config", "dataset_train_split", "datasets")
+            text = (
                 "`dataset_config` and `dataset_train_split` are not for `datasets`, whose entries have `name`, `split`"
             )
-        held_out = self.test_split_size is not None
-        if held_out and not with_test:
-            problems.append("`test_split_size` holds rows out to evaluate on, but `eval_strategy` is 'no'")
+            found.append(SettingsProblem(keys, text))
+        return found
+
+    def _test_problems(self, with_test: bool) -> list[SettingsProblem]:
+        found: list[SettingsProblem] = []
+
+        def wrong(keys: tuple[str, ...], text: str) -> None:
+            found.append(SettingsProblem(keys, text))
+
+        size = self.test_split_size
+        if size is not None and not with_test:
+            keys = ("test_split_size", "eval_strategy")
+            wrong(keys, "`test_split_size` holds rows out to evaluate on, but `eval_strategy` is 'no'")
         if self.eval_datasets and not with_test:
-            problems.append("`eval_datasets` names rows to evaluate on, but `eval_strategy` is 'no'")
-        if held_out and self.eval_datasets:
-            problems.append("Set one of `test_split_size` and `eval_datasets`; received both")
-        if held_out and not self.test_split_size > 0:
-            problems.append(f"`test_split_size` must be above 0, got {self.test_split_size}")
-        if held_out and self.dataset_streaming:
-            problems.append("`test_split_size` cannot split a stream: set `dataset_streaming: false`")
-        if self.datasets and with_test and not held_out and not self.eval_datasets:
-            problems.append(
-                "`datasets` has no test split: set `test_split_size` or `eval_datasets`, or `eval_strategy: no`"
-            )
+            keys = ("eval_datasets", "eval_strategy")
+            wrong(keys, "`eval_datasets` names rows to evaluate on, but `eval_strategy` is 'no'")
+        if size is not None and self.eval_datasets:
+            keys = ("test_split_size", "eval_datasets")
+            wrong(keys, "Set one of `test_split_size` and `eval_datasets`; received both")
+        if size is not None and not size > 0:
+            wrong(("test_split_size",), f"`test_split_size` must be above 0, got {size}")
+        if size is not None and self.dataset_streaming:
+            keys = ("test_split_size", "dataset_streaming")
+            wrong(keys, "`test_split_size` cannot split a stream: set `dataset_streaming: false`")
+        if self.datasets and with_test and size is None and not self.eval_datasets:
+            keys = ("datasets", "eval_strategy")
+            text = "`datasets` has no test split: set `test_split_size` or `eval_datasets`, or `eval_strategy: no`"
+            wrong(keys, text)
+        return found
+
+    def _weight_problems(self) -> list[SettingsProblem]:
+        found: list[SettingsProblem] = []
         shares = [entry.get("fraction") for entry in self.datasets]
         weights = [entry.get("weight") for entry in self.datasets]
         if any(shares) and (self.dataset_streaming or not all(shares) or any(weights)):
-            problems.append(
-                "`fraction` must be set for all entries of `datasets` or for none, without `weight`, not for streams"
-            )
+            text = "`fraction` must be set for all entries of `datasets` or for none, without `weight`, not for streams"
+            found.append(SettingsProblem(("datasets", "dataset_streaming"), text))
         if any(weights) and self.dataset_streaming:
-            problems.append("`weight` in `datasets` needs the number of rows: set `dataset_streaming: false`")
-        if held_out and any(weight and weight > 1 for weight in weights):
-            problems.append(
-                "`weight` above 1 repeats rows, some of which `test_split_size` would hold out and train on"
+            text = "`weight` in `datasets` needs the number of rows: set `dataset_streaming: false`"
+            found.append(SettingsProblem(("datasets", "dataset_streaming"), text))
+        if self.test_split_size is not None and any(weight and weight > 1 for weight in weights):
+            text = "`weight` above 1 repeats rows, and `test_split_size` would hold out rows that are also trained on"
+            found.append(SettingsProblem(("datasets", "test_split_size"), text))
+        found += [
+            SettingsProblem(
+                ("eval_datasets",), f"`eval_datasets.{label}`: `fraction` and `weight` are for rows to train on"
             )
-        problems += [
-            f"`eval_datasets.{label}`: `fraction` and `weight` are for rows to train on"
             for label, entry in self.eval_datasets.items()
             if {"fraction", "weight"} & set(entry)
         ]
-        return problems
+        return found

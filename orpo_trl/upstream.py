@@ -149,6 +149,9 @@ NEEDS = (
     Need("transformers.trainer_utils.has_length", "progress bars over streams", ("dataset",)),
     Need("accelerate.state.GradientState._set_sync_gradients", "a token budget's passes before the last",
          ("sync_gradients",)),
+    # ---- Logs
+    Need(f"{_UTILS}.get_comet_experiment_url", "the address of a comet experiment in the model card"),
+    Need(f"{_UTILS}.get_trackio_space_url", "the address of a trackio space in the model card"),
     # ---- The memory estimate
     Need("torch._subclasses.fake_tensor.FakeTensorMode", "the memory estimate of `orpo-trl check`"),
     Need("torch.utils._python_dispatch.TorchDispatchMode", "the memory estimate of `orpo-trl check`"),
@@ -192,7 +195,9 @@ try:
     from trl.trainer import utils as trl_utils
     from trl.trainer.utils import add_fused_lm_head as add_fused_lm_head
     from trl.trainer.utils import disable_dropout_in_model as disable_dropout_in_model
+    from trl.trainer.utils import get_comet_experiment_url as get_comet_experiment_url
     from trl.trainer.utils import get_config_model_id as get_config_model_id
+    from trl.trainer.utils import get_trackio_space_url as get_trackio_space_url
     from trl.trainer.utils import pad as pad
     from trl.trainer.utils import remove_none_values as remove_none_values
 except ImportError:

@@ -29,7 +29,7 @@ from orpo_trl.pairs.load import load_pairs
 from orpo_trl.pairs.prepare import MalformedRowsError
 from orpo_trl.recipe.files import RecipeError
 from orpo_trl.recipe.parse import build_settings, load_recipe
-from orpo_trl.recipe.write import expanded
+from orpo_trl.recipe.show import expanded
 
 
 def main(arguments: list[str]) -> None:

@@ -18,7 +18,7 @@ from orpo_trl import run_folder
 from orpo_trl.callbacks.trackers import current_run_id
 from orpo_trl.config import ORPOConfig
 from orpo_trl.flops import full_shape
-from orpo_trl.recipe.files import to_yaml
+from orpo_trl.yaml_text import to_yaml
 
 PACKAGES = (
     "orpo-trl", "torch", "transformers", "trl", "datasets", "tokenizers", "accelerate", "deepspeed", "peft",

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-from transformers.integrations.integration_utils import TensorBoardCallback, WandbCallback
-from trl.trainer.utils import get_comet_experiment_url, get_trackio_space_url
+from transformers.integrations import TensorBoardCallback, WandbCallback
 
 from orpo_trl import run_folder
+from orpo_trl.upstream import get_comet_experiment_url, get_trackio_space_url
+from orpo_trl.yaml_text import from_yaml
 
 
 class TrackerError(RuntimeError):
@@ -55,7 +55,7 @@ class WandbRun(WandbCallback):
                 raise TrackerError(f"`report_to: wandb`: {error} Or set `wandb_mode: offline`.") from error
         super().setup(args, state, model, **kwargs)
         if state.is_world_process_zero:
-            self._wandb.config.update({"recipe": yaml.safe_load(self.trainer.recipe)}, allow_val_change=True)
+            self._wandb.config.update({"recipe": from_yaml(self.trainer.recipe)}, allow_val_change=True)
 
 
 def saved_run_id(output_dir: str) -> str | None:

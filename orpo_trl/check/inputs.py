@@ -1,6 +1,5 @@
 """The steps that look at what a run reads: recipe, model config, tokenizer, template, rows."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def check_recipe(flight: Preflight) -> Iterator[str]:
     recipe = load_recipe(flight.arguments)
     flight.own_engine = {key: recipe.settings.get(key) for key in ("deepspeed", "fsdp")}
     flight.model_args, flight.data_args, flight.training = build_settings(recipe, with_engine=False)
-    files = dict.fromkeys(re.sub(r":\d+$", "", place) for place in recipe.places.values())
+    files = dict.fromkeys(place.file for place in recipe.places.values())
     training = flight.training
     yield f"{len(recipe.settings)} settings from {', '.join(files)}"
     yield (

@@ -5,9 +5,9 @@ Keys and defaults: axolotl's src/axolotl/utils/schemas, core/builders, loaders/m
 
 from typing import Any
 
+from orpo_trl.importers.conversions import TRL_OBJECTIVE, convert_shared, entries_of, labelled, modules, set_datasets
 from orpo_trl.importers.draft import Draft, Tool
-from orpo_trl.importers.shared import TRL_OBJECTIVE, convert_shared, entries_of, labelled, modules, set_datasets
-from orpo_trl.importers.tables import CONVERTED, DROPPED, FLASH, RENAMED
+from orpo_trl.importers.foreign_keys import CONVERTED, DROPPED, FLASH, RENAMED
 
 _RENAMED = {
     "base_model": "model_name_or_path",
@@ -60,7 +60,7 @@ _CONVERTED = {
 }
 _WANDB = "set the environment variable {}"
 _CLASSES = "the classes are those of the model's config"
-_PACKING = "pairs have their own layout: each prompt runs once, without filling"
+_PACKING = "pairs have their own layout: each prompt runs once, without padding"
 _KERNELS = "the LM head and the loss are fused as they are"
 _DROPPED = {
     **{f"wandb_{name}": _WANDB.format(f"WANDB_{name.upper()}") for name in ("entity", "watch", "log_model")},
@@ -76,9 +76,9 @@ _DROPPED = {
     "skip_prepare_dataset": "rows are always prepared",
     "dataset_exact_deduplication": "equal rows are kept; leave them out of the data",
     "lora_model_dir": "an adapter to go on from; merge it into the model first",
-    "lora_fan_in_fan_out": "peft sees it from the layers",
-    "loss_watchdog_threshold": "a non-finite loss is logged as such, with its step; no loss stops the run",
-    "loss_watchdog_patience": "a non-finite loss is logged as such, with its step; no loss stops the run",
+    "lora_fan_in_fan_out": "peft detects it from the layers",
+    "loss_watchdog_threshold": "a non-finite loss is logged with its step; no loss stops the run",
+    "loss_watchdog_patience": "a non-finite loss is logged with its step; no loss stops the run",
     "early_stopping_patience": "the run does not stop early; `load_best_model_at_end` keeps the best checkpoint",
     "tokens": "no tokens are added; add them to the tokenizer first",
     "default_system_message": "no turn is added; write it into the rows or the template",
@@ -100,8 +100,8 @@ _ENTRY = {
     "field_rejected": "rejected",
 }
 _ENTRY_DROPPED = {
-    "type": "prompt, chosen and rejected are read from the row's own shape",
-    "ds_type": "the file's ending says it",
+    "type": "the shape of a row shows what is prompt, chosen and rejected",
+    "ds_type": "the file's ending shows it",
     "revision": "the newest revision is read",
     "trust_remote_code": "datasets run no code",
     "chat_template": "`chat_template_path` names one for all rows",
@@ -156,7 +156,7 @@ def _convert_objective(draft: Draft, first_version: bool) -> None:
         draft.set("nll_reduction", "sequence_mean", why="nearest to axolotl's first ORPO")
         draft.differs(
             "A config without `rl` ran axolotl's first ORPO, whose NLL is the mean over all positions of the padded "
-            "batch, filling included. `nll_reduction: sequence_mean` leaves the filling out, so that beta weighs less.",
+            "batch, padding included. `nll_reduction: sequence_mean` leaves the padding out, so that beta weighs less.",
             "orpo_alpha",
         )
     else:
@@ -218,8 +218,8 @@ def _convert_precision(draft: Draft) -> None:
 def _convert_data(draft: Draft) -> None:
     draft.default("max_length", 512)
     draft.differs(
-        "axolotl drops a pair of which either row is longer than sequence_len; here its responses are cut on the right "
-        "at max_length.",
+        "axolotl drops a pair if one of its rows is longer than sequence_len; here responses are cut on the right at "
+        "max_length.",
         "sequence_len" if draft.has("sequence_len") else None,
     )
     for key in ("chat_template_jinja", "chat_template"):
@@ -242,8 +242,8 @@ def _convert_data(draft: Draft) -> None:
         draft.config.fail("datasets", "expected a list of datasets, found none")
     set_datasets(draft, entries, "datasets")
     draft.differs(
-        "The prompt is every turn but the last answer, as with axolotl's type chat_template.argilla; axolotl's older "
-        "versions read the first question and answer alone. Rows are rendered by the tokenizer's chat template.",
+        "The prompt is every turn but the last answer, as with axolotl's type chat_template.argilla; older versions of "
+        "axolotl read only the first question and answer. The tokenizer's chat template renders the rows.",
         "datasets",
     )
 
@@ -255,11 +255,11 @@ def _name_columns(entry: dict[str, Any]) -> None:
 
 
 def _convert_schedule(draft: Draft) -> None:
-    if draft.has("batch_size"):
+    whole = draft.number("batch_size")
+    if whole is not None:
         per_device = draft.settings.get("per_device_train_batch_size", 1)
-        whole = draft.number("batch_size")
         if "gradient_accumulation_steps" in draft.settings or not isinstance(per_device, int) or not per_device:
-            draft.drop("batch_size", "per_device_train_batch_size and gradient_accumulation_steps make it up")
+            draft.drop("batch_size", "per_device_train_batch_size and gradient_accumulation_steps already set it")
         else:
             draft.set("gradient_accumulation_steps", int(whole // per_device) or 1, "batch_size")
     if draft.has("gradient_checkpointing"):
@@ -296,7 +296,7 @@ def _convert_evaluation(draft: Draft) -> None:
         draft.set("eval_datasets", labelled(tests), "test_datasets")
     elif size:
         draft.set("test_split_size", size, "val_set_size")
-        draft.differs("The rows held out are others than axolotl's, though as many.", "val_set_size")
+        draft.differs("As many rows are held out as by axolotl, but not the same rows.", "val_set_size")
     draft.silent("val_set_size")
     per_epoch = draft.number("evals_per_epoch")
     if not tests and not size:

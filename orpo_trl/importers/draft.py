@@ -1,21 +1,22 @@
-"""The draft of a recipe: each key of another tool's config becomes settings or a note."""
+"""A recipe in the making: each key of another tool's config becomes settings or a note."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from orpo_trl.importers.tables import OURS
-from orpo_trl.recipe.sections import SECTIONS
+from orpo_trl.importers.foreign_keys import OURS
+from orpo_trl.sections import SECTIONS
+from orpo_trl.yaml_text import ValuePath
 
 
 class ImportProblem(ValueError):
-    """A file that is no ORPO config of a known tool, or a value of it that cannot be read."""
+    """A file that is not an ORPO config of a known tool, or has a value that cannot be read."""
 
 
 @dataclass(frozen=True)
 class Note:
-    """What the reader of an imported recipe must know; `key` and `line` are those of the imported file."""
+    """What the user of an imported recipe must know; `key` and `line` are those of the imported file."""
 
     key: str | None
     line: int | None
@@ -31,9 +32,9 @@ class Imported:
         settings: our keys to plain values, in the order of `SECTIONS`.
         no_equal: keys without an equal here, and what happens instead.
         differences: where the objective or the treatment of the data differs.
-        became: each key of theirs to the keys of ours that it became; none where it says nothing (`null`), or says no
-            more than that the config is ORPO's (`rl: orpo`). Keys of `no_equal` are not in it.
-        origins: our keys to where their values come from, where that is not a key of the same name.
+        became: each of their keys to the keys of ours that it became. The tuple is empty for a key without a value
+            (`null`) and for a key that only marks the config as ORPO's (`rl: orpo`). Keys of `no_equal` are left out.
+        origins: our keys to where their values come from, unless that is a key of the same name.
     """
 
     tool: str
@@ -45,17 +46,17 @@ class Imported:
 
 
 @dataclass(frozen=True)
-class Config:
-    """A config file: its path, values by key, and the line of each key, by path (`("datasets", 0, "path")`)."""
+class ForeignConfig:
+    """Another tool's config: the file, values by key, and lines by the path of a value: `("datasets", 0, "path")`."""
 
     path: Path
     values: dict[str, Any]
-    lines: Mapping[tuple, int] = field(default_factory=dict)
+    lines: Mapping[ValuePath, int] = field(default_factory=dict)
 
     def line(self, *path: str | int) -> int | None:
         while path and path not in self.lines:
             path = path[:-1]
-        return self.lines.get(path)
+        return self.lines[path] if path else None
 
     def fail(self, key: str, text: str) -> NoReturn:
         line = self.line(key)
@@ -64,16 +65,15 @@ class Config:
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool whose configs are read.
+    """A tool whose configs can be imported.
 
     Attributes:
         id: how the command line names it.
         name: how its users write it.
         renamed: their keys to ours, values unchanged.
         converted: the keys that `convert` reads, to (ours or None, one phrase on how).
-        dropped: their keys to why there is no equal, and what happens instead.
-        switches: keys of `dropped` that say nothing where they are false.
-        same: keys of ours that it has too, with the same meaning.
+        dropped: keys without an equal, to the reason and what happens instead.
+        switches: keys of `dropped` that change nothing where they are false.
         convert: completes a draft: values that change, the tool's defaults where ours differ, and the differences.
         check: None for an ORPO config, else what was expected and what was found.
     """
@@ -86,18 +86,17 @@ class Tool:
     switches: frozenset[str]
     convert: Callable[["Draft"], None]
     check: Callable[[dict[str, Any]], str | None]
-    same: frozenset[str] = frozenset(OURS)
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value says no more than the key's absence."""
+    """Whether a value means the same as leaving the key out."""
     return value is None or value in ("", [], {})
 
 
 class Draft:
     """A recipe in the making. Each key of the config is taken once, and becomes settings or a note."""
 
-    def __init__(self, tool: Tool, config: Config):
+    def __init__(self, tool: Tool, config: ForeignConfig):
         self.tool = tool
         self.config = config
         self.settings: dict[str, Any] = {}
@@ -107,7 +106,7 @@ class Draft:
         self.origins: dict[str, str] = {}
 
     def fill(self) -> "Draft":
-        """Takes the keys that the tables answer, then lets the tool read the rest."""
+        """Take the keys that the tables answer, then let the tool convert the rest."""
         for key, value in self.config.values.items():
             if is_empty(value) or (value is False and key in self.tool.switches):
                 self.became[key] = ()
@@ -115,7 +114,7 @@ class Draft:
                 continue
             elif key in self.tool.dropped:
                 self.drop(key)
-            elif key in self.tool.renamed or key in self.tool.same:
+            elif key in self.tool.renamed or key in OURS:
                 self.set(self.tool.renamed.get(key, key), value, key)
             else:
                 self.drop(key, "nothing here has this name or purpose; left out")
@@ -143,7 +142,7 @@ class Draft:
         return not is_empty(self.config.values.get(key))
 
     def set(self, ours: str, value: Any, *theirs: str, why: str = "") -> None:
-        """A setting that comes from keys of theirs, or from none of them: then `why` says where from."""
+        """A setting from their keys, or from none of them: then `why` says where its value comes from."""
         present = [key for key in theirs if self.has(key)]
         if ours in self.settings:
             by = self.origins.get(ours, ours)
@@ -158,18 +157,18 @@ class Draft:
             self.origins[ours] = origin or f"{self.tool.name}'s default"
 
     def default(self, ours: str, value: Any, why: str = "") -> None:
-        """A setting where the config leaves the choice to the tool, whose default is not ours."""
+        """A setting that the config leaves to the tool, whose default differs from ours."""
         if ours not in self.settings:
             self.set(ours, value, why=why or f"{self.tool.name}'s default")
 
     def silent(self, *keys: str) -> None:
-        """Keys that say no more than what is so anyway."""
+        """Keys that change nothing here."""
         for key in keys:
             if key in self.config.values:
                 self.became.setdefault(key, ())
 
-    def drop(self, key: str, text: str | None = None, path: tuple = ()) -> None:
-        """A key, or a part of it at a path below, without an equal."""
+    def drop(self, key: str, text: str | None = None, path: ValuePath = ()) -> None:
+        """A key without an equal, or a part of its value, at a path below."""
         name = ".".join(map(str, (key, *path)))
         text = self.tool.dropped[key] if text is None else text
         self.no_equal.append(Note(name, self.config.line(key, *path), f"`{name}`: {text}"))
@@ -178,7 +177,7 @@ class Draft:
         self.differences.append(Note(key, None if key is None else self.config.line(key), text))
 
     def done(self) -> Imported:
-        """The recipe, in which each key of theirs is accounted for once."""
+        """The recipe; each of their keys is accounted for once, in its settings or its notes."""
         noted = {note.key for note in self.no_equal}
         became = {}
         for key in self.config.values:

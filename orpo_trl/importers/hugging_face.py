@@ -7,9 +7,9 @@ and data.py, in its older form (`dataset_mixer`) and its newer one (`dataset_mix
 import hashlib
 from typing import Any
 
+from orpo_trl.importers.conversions import TRL_OBJECTIVE, convert_shared, labelled, set_datasets
 from orpo_trl.importers.draft import Draft, Tool
-from orpo_trl.importers.shared import TRL_OBJECTIVE, convert_shared, labelled, set_datasets
-from orpo_trl.importers.tables import CONVERTED, DROPPED, FLASH, RENAMED
+from orpo_trl.importers.foreign_keys import CONVERTED, DROPPED, FLASH, RENAMED
 
 _RENAMED = {"streaming": "dataset_streaming"}
 _TRL_CONVERTED = {
@@ -21,7 +21,7 @@ _TRL_DROPPED = {
     "ignore_bias_buffers": "no attention buffers are ignored",
     "model_code_revision": "`model_revision` is that of the code too",
     "precompute_ref_log_probs": "ORPO has no reference model",
-    "config": "keys of the recipe are all in one file; `extends` names a parent",
+    "config": "a recipe is one file; `extends` names a parent",
 }
 _HANDBOOK_CONVERTED = {
     "chat_template": ("chat_template_path", "a .jinja file; unset, the tokenizer's own"),
@@ -43,9 +43,9 @@ _HANDBOOK_DROPPED = {
     "callbacks": "the handbook's callbacks do not run here",
     "system_prompt": "no turn is added; write it into the rows or the template",
 }
-# SHA-256, without white space, of the template that the authors and the handbook's ORPO recipes use.
+# SHA-256 of the template of the authors and of the handbook's ORPO recipes, without white space.
 _AUTHORS_TEMPLATE = "8705a1897ece1a1b355e1f4d36687f331d6680f5d897d1ae314b3fc506e136b8"
-# Keys that other trainers of TRL have and ORPO's has not.
+# Keys of TRL's other trainers that its ORPOTrainer does not have.
 _OTHERS = {
     "loss_type": "DPO's",
     "precompute_ref_log_probs": "DPO's",
@@ -76,8 +76,8 @@ def _convert_trl(draft: Draft) -> None:
     draft.set("nll_reduction", "micro_batch_mean", why=TRL_OBJECTIVE)
     draft.differs(
         "TRL's NLL covers prompt and chosen response, as a mean over the tokens of each micro-batch and then over "
-        "micro-batches: `nll_reduction: micro_batch_mean` keeps that. `token_mean` does not depend on how a batch is "
-        "split."
+        "micro-batches: `nll_reduction: micro_batch_mean` does the same. `token_mean` does not depend on how a batch "
+        "is split."
     )
     draft.differs(
         "TRL appends an end-of-sequence token to a response that does not end in one; here conversations end as the "
@@ -86,8 +86,8 @@ def _convert_trl(draft: Draft) -> None:
     if draft.has("max_prompt_length"):
         draft.set("max_prompt_length", draft.number("max_prompt_length"), "max_prompt_length")
         draft.differs(
-            "max_prompt_length: TRL cut the prompt of a pair above max_length to this many tokens, by default keeping "
-            "its end; here a row whose prompt has this many or more is dropped.",
+            "max_prompt_length: TRL cuts the prompt of a pair above max_length to this many tokens, by default at its "
+            "start; here a row whose prompt has this many tokens or more is dropped.",
             "max_prompt_length",
         )
     if "max_length" in draft.config.values and not draft.has("max_length"):
@@ -111,7 +111,7 @@ def _convert_handbook(draft: Draft) -> None:
     if draft.has("dataset_mixer"):
         _convert_mixer(draft, evaluates)
         draft.differs(
-            "The handbook's older script drops rows whose text holds a HumanEval prompt; here none are looked for.",
+            "The handbook's older script drops rows whose text holds a HumanEval prompt; here such rows are kept.",
             "dataset_mixer",
         )
         if draft.take("auto_insert_empty_system_msg", bool, "true or false", True):
@@ -124,7 +124,7 @@ def _convert_handbook(draft: Draft) -> None:
         _convert_mixture(draft, evaluates)
     for key in ("dataset_splits", "dataset_configs"):
         if not draft.has("dataset_mixer") and draft.has(key):
-            draft.drop(key, "it says something of `dataset_mixer` alone")
+            draft.drop(key, "it only has a meaning beside `dataset_mixer`")
     draft.silent("auto_insert_empty_system_msg")
 
 
@@ -170,8 +170,8 @@ def _convert_mixer(draft: Draft, evaluates: bool) -> None:
     draft.silent(*keys)
     if any(share != 1 for share in mixer.values()):
         draft.differs(
-            "A proportion of dataset_mixer is the first rows of its dataset, as many as that share; `weight` here is a "
-            "random share of them.",
+            "A proportion in dataset_mixer takes that share of a dataset's rows, the first rows; `weight` takes random "
+            "rows.",
             "dataset_mixer",
         )
 
@@ -198,7 +198,7 @@ def _convert_mixture(draft: Draft, evaluates: bool) -> None:
         elif name == "seed":
             draft.drop("dataset_mixture", "`seed` decides which rows are drawn and held out", ("seed",))
         elif name != "datasets" and value is not None:
-            why = "nothing is evaluated, since `eval_strategy` is no" if name == "test_split_size" else "left out"
+            why = "nothing is evaluated, because `eval_strategy` is no" if name == "test_split_size" else "left out"
             draft.drop("dataset_mixture", why, (name,))
 
 

@@ -5,9 +5,9 @@ Keys and defaults: LLaMA-Factory's src/llamafactory/hparams; objective: train/dp
 
 from typing import Any
 
+from orpo_trl.importers.conversions import convert_shared, labelled, modules, set_datasets
 from orpo_trl.importers.draft import Draft, Tool
-from orpo_trl.importers.shared import convert_shared, labelled, modules, set_datasets
-from orpo_trl.importers.tables import CONVERTED, DROPPED, FLASH, RENAMED
+from orpo_trl.importers.foreign_keys import CONVERTED, DROPPED, FLASH, RENAMED
 
 _RENAMED = {
     "preprocessing_num_workers": "dataset_num_proc",
@@ -39,9 +39,9 @@ _CONVERTED = {
     "bf16": ("bf16", ""),
 }
 _OTHER_LOSSES = "a setting of other preference losses"
-_OPTIMISER = "an optimiser that LLaMA-Factory brings; `optim` lists those of transformers"
-_SWANLAB = "`report_to: swanlab` where the swanlab package has its settings from the environment"
-_GENERATION = "`generate_during_eval` answers held-out prompts greedily"
+_OPTIMISER = "an optimiser of LLaMA-Factory; `optim` takes those of transformers"
+_SWANLAB = "set `report_to: swanlab`, and swanlab's settings by environment variables"
+_GENERATION = "`generate_during_eval` generates greedy answers to held-out prompts"
 _FREEZE = "all weights are trained, or those of LoRA"
 _IMAGES = "images and sounds are not read"
 _DATA = "rows are tokenised anew in each run"
@@ -79,13 +79,13 @@ _DROPPED = {
     "upcast_layernorm": "`dtype` is that of all weights",
     "upcast_lmhead_output": "log-probabilities are computed in 32 bits",
     "use_fast_tokenizer": "the tokenizer is the fast one",
-    "low_cpu_mem_usage": "weights are loaded so",
+    "low_cpu_mem_usage": "weights are always loaded that way",
     "cache_dir": "set the environment variable HF_HUB_CACHE",
     "plot_loss": "`report_to` sends the curves to wandb or TensorBoard",
     "compute_accuracy": "the log has `rewards/accuracies`",
     "early_stopping_steps": "the run does not stop early; `load_best_model_at_end` keeps the best checkpoint",
     "include_effective_tokens_per_second": "the log has `num_tokens`",
-    "print_param_status": "nothing of the kind is printed",
+    "print_param_status": "the layers are not listed",
     "ray_run_name": "runs start without Ray",
     "ray_num_workers": "runs start without Ray",
 }  # fmt: skip
@@ -109,8 +109,8 @@ def _convert(draft: Draft) -> None:
     draft.set("nll_reduction", "sequence_mean", why="LLaMA-Factory's objective")
     draft.differs(
         "LLaMA-Factory's NLL covers the chosen response alone, as the mean over each row, which `nll_scope: "
-        "completion` and `nll_reduction: sequence_mean` keep. The same beta is then another objective than the "
-        "paper's, TRL's and the authors', whose NLL covers the prompt too: `nll_scope: sequence`, `nll_reduction: "
+        "completion` and `nll_reduction: sequence_mean` do too. With the same beta this is another objective than that "
+        "of the paper, TRL and the authors, whose NLL also covers the prompt: `nll_scope: sequence`, `nll_reduction: "
         "token_mean`."
     )
     _convert_lora(draft)
@@ -161,7 +161,7 @@ def _convert_precision(draft: Draft) -> None:
     pure = draft.flag("pure_bf16")
     bf16 = draft.flag("bf16") or pure
     draft.set("bf16", bf16, "bf16", "pure_bf16")
-    # LLaMA-Factory loads weights in the precision it computes in, and casts those that it trains to 32 bits.
+    # LLaMA-Factory loads weights in the precision that it computes in, and casts those that it trains to 32 bits.
     frozen_base = draft.settings.get("use_peft") and (bf16 or draft.settings.get("fp16") is True)
     half = "bfloat16" if bf16 else "float16"
     dtype = half if pure or frozen_base else "float32"
@@ -194,26 +194,26 @@ def _convert_data(draft: Draft) -> None:
     elif size and evaluates:
         draft.set("test_split_size", size, "val_size")
     elif size:
-        draft.drop("val_size", "no rows are held out, since `eval_strategy` is no")
+        draft.drop("val_size", "no rows are held out, because `eval_strategy` is no")
     draft.silent("val_size")
     draft.default("max_length", 2048)
     draft.differs(
-        "LLaMA-Factory cuts prompts too: a pair above cutoff_len loses the ends of prompt and responses in proportion "
-        "to their lengths. Here responses are cut on the right, and a row whose prompt leaves no room is dropped.",
+        "LLaMA-Factory also cuts prompts: prompt and responses of a pair above cutoff_len are cut in proportion to "
+        "their lengths. Here responses are cut on the right, and a row whose prompt leaves no room is dropped.",
         "cutoff_len" if draft.has("cutoff_len") else None,
     )
 
 
 def _placeholders(draft: Draft, key: str) -> list[dict[str, Any]]:
-    """The names of a dataset_info.json, which stand in for the sources that it describes."""
+    """The names of a dataset_info.json, as paths to be replaced by those of the sources that it describes."""
     names = draft.take(key, (str, list), "names between commas")
     if names is None:
         return []
     names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
     draft.drop(
         key,
-        f"{', '.join(map(str, names))}: names of LLaMA-Factory's dataset_info.json, which stand in the recipe until "
-        "you write the Hub id, folder or file of each; `columns` maps its column names",
+        f"{', '.join(map(str, names))}: names in LLaMA-Factory's dataset_info.json; replace each by the Hub id, folder "
+        "or file of its source. `columns` maps the names of its columns",
     )
     return [{"path": str(name)} for name in names]
 

@@ -1,5 +1,5 @@
-"""Recipes: YAML files of settings, composed by `extends`, checked against the config classes, and shipped as a library.
+"""Recipes: YAML files of settings that extend one another, are checked against the config classes, and come shipped.
 
-`files` reads a file and its parents, `keys` knows every key and its type, `parse` makes the settings of a run of both,
-`foreign` reads other tools' configs, `library` the shipped recipes.
+`files` reads a file and its parents, `keys` has every key and its type, `parse` makes the settings of a run from both,
+`show` writes recipes and keys as text, `library` reads the headers of the shipped recipes.
 """

@@ -1,4 +1,4 @@
-"""Every key that a recipe may have, with its type, and what to answer to a key or value that it may not have."""
+"""Every key that a recipe may have, with its type, and the messages for wrong keys and wrong values."""
 
 import dataclasses
 import difflib
@@ -16,12 +16,15 @@ from typing_extensions import Required, get_type_hints, is_typeddict
 
 from orpo_trl.config import DataArguments, ModelArguments, ORPOConfig
 from orpo_trl.importers import FOREIGN_KEYS
+from orpo_trl.yaml_text import ValuePath
 
-GROUPS = {"model": ModelArguments, "data": DataArguments, "training": ORPOConfig}
+# The config classes that the keys of a recipe belong to.
+OWNERS = {"model": ModelArguments, "data": DataArguments, "training": ORPOConfig}
 
-# What the dataclasses' annotations do not tell: a folder, or whether to find the latest one; one module, or several.
+# The annotations of the config classes are too narrow for these: a folder, or whether to find the latest one; the name
+# of one module, or of several.
 _OWN_HINTS = {"resume_from_checkpoint": bool | str | None, "lora_target_modules": str | list[str] | None}
-# Values that YAML cannot hold, and what the launcher sets for each process.
+# One has values that YAML cannot hold; the other is set by the launcher in each process.
 _NOT_IN_RECIPES = {"parallelism_config", "local_rank"}
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
@@ -38,10 +41,10 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Key:
-    """One key: its group in `GROUPS`, the type of its values, its default and help text."""
+    """One key: its config class by its name in `OWNERS`, the type of its values, its default and help text."""
 
     name: str
-    group: str
+    owner: str
     hint: Any
     default: Any
     help: str
@@ -54,8 +57,8 @@ class Key:
         except PydanticUserError:
             return TypeAdapter(self.hint)
 
-    def check(self, value: Any) -> tuple[Any, list[tuple[tuple, str]]]:
-        """The value as its config class takes it, and what is wrong with it: paths below the key, and texts."""
+    def check(self, value: Any) -> tuple[Any, list[tuple[ValuePath, str]]]:
+        """The value as its config class takes it, and what is wrong with it: the path below the key, and a message."""
         value = self._convert(value)
         try:
             return self._adapter.validate_python(value), []
@@ -79,31 +82,37 @@ class Key:
 
 
 @cache
-def keys() -> Mapping[str, Key]:
+def recipe_keys() -> Mapping[str, Key]:
     """All keys by name, in the order of the config classes."""
     found = {}
-    for group, owner in GROUPS.items():
-        hints = get_type_hints(owner, include_extras=True)
-        for field in dataclasses.fields(owner):
+    for owner, config_class in OWNERS.items():
+        hints = get_type_hints(config_class, include_extras=True)
+        for field in dataclasses.fields(config_class):
             if field.name in _NOT_IN_RECIPES or not field.init:
                 continue
-            default = field.default_factory() if field.default is dataclasses.MISSING else field.default
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
             hint = _OWN_HINTS.get(field.name, hints[field.name])
             choices = field.metadata.get("choices")
             hint = _hint(hint, choices)
-            found[field.name] = Key(field.name, group, hint, default, field.metadata.get("help", ""))
+            found[field.name] = Key(field.name, owner, hint, default, field.metadata.get("help", ""))
     return found
 
 
+def meant_by(name: str) -> str | None:
+    """The key of ours that was most likely meant by another tool's key or a misspelt one; None where none is near."""
+    if name in FOREIGN_KEYS:
+        return FOREIGN_KEYS[name][0]
+    return next(iter(difflib.get_close_matches(name, [*recipe_keys(), "extends"], n=1)), None)
+
+
 def unknown_key(name: str) -> str:
-    """What to write in place of a key that there is not."""
+    """The message for a key that does not exist, with the key to write in its place."""
     if name == "extends":
         return "`extends` stands in a recipe's file, at its top level"
+    ours = meant_by(name)
     if name in FOREIGN_KEYS:
-        ours, advice = FOREIGN_KEYS[name]
-        return f"unknown key `{name}` ({advice})" + (f"; write `{ours}`" if ours else "")
-    close = difflib.get_close_matches(name, [*keys(), "extends"], n=1)
-    return f"unknown key `{name}`; " + (f"did you mean `{close[0]}`?" if close else "`orpo-trl schema` lists all keys")
+        return f"unknown key `{name}` ({FOREIGN_KEYS[name][1]})" + (f"; write `{ours}`" if ours else "")
+    return f"unknown key `{name}`; " + (f"did you mean `{ours}`?" if ours else "`orpo-trl schema` lists all keys")
 
 
 def describe(hint: Any) -> str:
@@ -146,8 +155,8 @@ def _members(hint: Any) -> tuple:
     return typing.get_args(hint) if is_union else (hint,)
 
 
-def _explain(hint: Any, value: Any, location: tuple, kind: str) -> tuple[tuple, str]:
-    """Where below a key a value is wrong, and why; pydantic's location also names the members of unions."""
+def _explain(hint: Any, value: Any, location: ValuePath, kind: str) -> tuple[ValuePath, str]:
+    """The path below a key where a value is wrong, and why. pydantic's location also names the members of unions."""
     path: list = []
     for part in location:
         parent_hint, parent = hint, value
@@ -167,7 +176,7 @@ def _explain(hint: Any, value: Any, location: tuple, kind: str) -> tuple[tuple, 
 
 
 def _inner(hint: Any, part: Any) -> Any:
-    """The type of a part of a value of type `hint`; None where `part` is none of it."""
+    """The type that a value of type `hint` has at `part`; None where it has no such part."""
     for member in _members(hint):
         origin, arguments = typing.get_origin(member), typing.get_args(member)
         if origin is list and isinstance(part, int):
@@ -186,11 +195,11 @@ def _entry_hints(entry: type) -> dict[str, Any]:
     }
 
 
-def _wrong_entry(hint: Any, entry: Any, part: str, kind: str) -> str:
+def _wrong_entry(hint: Any, entry: Any, part: str | int, kind: str) -> str:
     names = list(_entry_hints(hint))
     if kind == "missing":
         return f": `{part}` is missing; it has {', '.join(f'`{name}`' for name in entry)}"
-    close = difflib.get_close_matches(part, names, n=1)
+    close = difflib.get_close_matches(str(part), names, n=1)
     return ": unknown key; " + (f"did you mean `{close[0]}`?" if close else f"its keys are {', '.join(names)}")
 
 

@@ -5,10 +5,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from orpo_trl.config import DataArguments, ModelArguments, ORPOConfig, SettingsError
+from orpo_trl.config import DataArguments, ModelArguments, ORPOConfig, SettingsError, SettingsProblem
 from orpo_trl.launch import DEEPSPEED, resolve_deepspeed
 from orpo_trl.recipe.files import (
     COMMAND_LINE,
+    Place,
     Problem,
     Recipe,
     RecipeError,
@@ -17,10 +18,11 @@ from orpo_trl.recipe.files import (
     read_value,
     shipped_path,
 )
-from orpo_trl.recipe.keys import GROUPS, Key, keys, unknown_key
+from orpo_trl.recipe.keys import OWNERS, Key, meant_by, recipe_keys, unknown_key
 
+_MODEL = "model_name_or_path"
 # Keys that name a file or folder, which may be a shipped one.
-_PATHS = ("model_name_or_path", "tokenizer_name_or_path", "dataset_name", "chat_template_path", "deepspeed")
+_PATHS = (_MODEL, "tokenizer_name_or_path", "dataset_name", "chat_template_path", "deepspeed")
 
 Settings = tuple[ModelArguments, DataArguments, ORPOConfig]
 
@@ -39,10 +41,10 @@ def parse_recipe(arguments: list[str]) -> Settings:
 
 
 def load_recipe(arguments: list[str]) -> Recipe:
-    """The recipe with its parents and overrides, each key and type checked; what is wrong is in `problems`.
+    """The recipe with its parents and overrides. Each key and each type is checked; `problems` has what is wrong.
 
     Raises:
-        RecipeError: where no recipe is named, or there is none of that name.
+        RecipeError: where no recipe is named, or the named one does not exist.
     """
     if not arguments or arguments[0].startswith("-"):
         raise RecipeError([Problem(COMMAND_LINE, "name a recipe first, such as recipes/quickstart.yaml")])
@@ -53,43 +55,44 @@ def load_recipe(arguments: list[str]) -> Recipe:
 
 
 def build_settings(recipe: Recipe, with_engine: bool = True) -> Settings:
-    """The config objects of a recipe. `recipes/…` is a shipped file where the current folder has none of that name.
+    """The config objects of a recipe. `recipes/…` is a shipped file where the current folder has no such file.
 
     Args:
         recipe: from `load_recipe`.
-        with_engine: False leaves `deepspeed` and `fsdp` out, which prepare this very process for a distributed run.
+        with_engine: False leaves out `deepspeed` and `fsdp`, which prepare this very process for a distributed run.
 
     Raises:
-        RecipeError: with the problems that the recipe already has, and those of how its values fit together.
+        RecipeError: with the problems that the recipe already has, and those between its values.
     """
-    values = {key: value for key, value in recipe.settings.items() if key not in recipe.wrong}
-    texts = []
-    # A misspelt key, whose problem names the right one, must not be said to be missing too.
-    named = any("model_name" in found.text for found in recipe.problems)
-    if values.get("model_name_or_path") is None and recipe.is_whole and not named:
-        texts.append("set `model_name_or_path` to a Hub id or a folder")
-    for key in _PATHS:
-        if isinstance(values.get(key), str):
-            values[key] = str(shipped_path(values[key]) or values[key])
-    texts += _engine_problems(values.get("deepspeed"))
-    values["deepspeed"] = resolve_deepspeed(values.get("deepspeed")) if with_engine and not texts else None
+    values = {
+        name: recipe_keys()[name].check(value)[0] for name, value in recipe.settings.items() if name not in recipe.wrong
+    }
+    found: list[SettingsProblem] = []
+    if values.get(_MODEL) is None and recipe.is_whole and not _is_model_meant(recipe):
+        found.append(SettingsProblem((), f"set `{_MODEL}` to a Hub id or a folder"))
+    for name in _PATHS:
+        if isinstance(values.get(name), str):
+            values[name] = str(shipped_path(values[name]) or values[name])
+    found += _deepspeed_problems(values.get("deepspeed"))
+    values["deepspeed"] = resolve_deepspeed(values.get("deepspeed")) if with_engine and not found else None
     if not with_engine:
         values["fsdp"] = None
     built: dict[str, Any] = {}
-    for group, owner in GROUPS.items():
+    for owner, config_class in OWNERS.items():
         try:
-            built[group] = owner(**{key: value for key, value in values.items() if keys()[key].group == group})
+            own = {name: value for name, value in values.items() if recipe_keys()[name].owner == owner}
+            built[owner] = config_class(**own)
         except SettingsError as error:
-            texts += error.problems
+            found += error.problems
         except (ValueError, TypeError, ImportError, OSError) as error:
             # Of transformers or TRL, one at a time; beside other problems it may only follow from them.
-            if not (recipe.problems or texts):
-                texts.append(" ".join(str(error).split()))
+            if not (recipe.problems or found):
+                found.append(_of_library(error))
     if "data" in built and not recipe.problems:
-        texts += built["data"].problems(with_test=values.get("eval_strategy", "no") != "no")
-    if len(built) == len(GROUPS):
-        texts += _best_model_problems(built["training"], built["data"])
-    problems = [*recipe.problems, *(Problem(_place(recipe, text), recipe.without_secrets(text)) for text in texts)]
+        found += built["data"].problems(with_test=values.get("eval_strategy", "no") != "no")
+    if len(built) == len(OWNERS):
+        found += _best_model_problems(built["training"], built["data"])
+    problems = [*recipe.problems, *(_placed(recipe, problem) for problem in found)]
     if problems:
         raise RecipeError(problems)
     return built["model"], built["data"], built["training"]
@@ -110,7 +113,7 @@ def _override(recipe: Recipe, words: list[str]) -> None:
             position += 1
         first, dot, rest = name.partition(".")
         name = first.replace("-", "_") + dot + rest
-        recipe.set(name, _typed(keys().get(name), values), {(): COMMAND_LINE})
+        recipe.set(name, _typed(recipe_keys().get(name), values), {(): COMMAND_LINE})
 
 
 def _typed(key: Key | None, texts: list[str]) -> Any:
@@ -125,42 +128,71 @@ def _typed(key: Key | None, texts: list[str]) -> Any:
 
 def _check(recipe: Recipe) -> None:
     for name, value in recipe.settings.items():
-        key = keys().get(name)
+        key = recipe_keys().get(name)
         if key is None:
             found = [((), unknown_key(name))]
         else:
-            recipe.settings[name], found = key.check(value)
+            taken, found = key.check(value)
+            recipe.settings[name] = _as_written(value, taken)
         if name == "hub_token" and value is not None and (found or (name,) not in recipe.secrets):
             # Not shown: it would stand in logs.
             found = [((), "`hub_token`: this is no place for a token; write ${HF_TOKEN}, or run `hf auth login`")]
         if found:
             recipe.wrong.add(name)
             recipe.problems += [
-                Problem(recipe.place(name, *path), recipe.without_secrets(text)) for path, text in found
+                Problem(recipe.place(name, *path), recipe.without_secrets(text), (name, *path)) for path, text in found
             ]
 
 
-def _engine_problems(deepspeed: Any) -> list[str]:
+def _as_written(value: Any, taken: Any) -> Any:
+    """What a key takes a value for, but 5 where it takes 5 for 5.0: a run's recipe shows numbers as the user did."""
+    if isinstance(taken, float) and isinstance(value, int):
+        return value
+    if isinstance(taken, dict) and isinstance(value, dict):
+        return {name: _as_written(value.get(name), inner) for name, inner in taken.items()}
+    if isinstance(taken, list) and isinstance(value, list):
+        return [_as_written(*pair) for pair in zip(value, taken, strict=True)]
+    return taken
+
+
+def _is_model_meant(recipe: Recipe) -> bool:
+    """Whether a wrong key is, or was meant to be, the model's: it is not missing then."""
+    return any(
+        path and _MODEL in (path[0], meant_by(str(path[0]))) for path in (found.path for found in recipe.problems)
+    )
+
+
+def _deepspeed_problems(deepspeed: Any) -> list[SettingsProblem]:
     if not isinstance(deepspeed, str) or deepspeed in DEEPSPEED or Path(deepspeed).is_file():
         return []
     close = get_close_matches(deepspeed, DEEPSPEED, n=1)
-    mean = f"did you mean {close[0]}? " if close else ""
-    return [f"`deepspeed`: {mean}expected {', '.join(DEEPSPEED)} or an existing JSON file, received {deepspeed!r}"]
+    hint = f"did you mean {close[0]}? " if close else ""
+    text = f"`deepspeed`: {hint}expected {', '.join(DEEPSPEED)} or an existing JSON file, received {deepspeed!r}"
+    return [SettingsProblem(("deepspeed",), text)]
 
 
-def _best_model_problems(training: ORPOConfig, data: DataArguments) -> list[str]:
-    """transformers looks for the metric at the first evaluation, and several sets have one for each label."""
+def _best_model_problems(training: ORPOConfig, data: DataArguments) -> list[SettingsProblem]:
+    """Found late otherwise: transformers looks for the metric at the first evaluation, under the name of one set."""
     metric = (training.metric_for_best_model or "").removeprefix("eval_")
     labels = list(data.eval_datasets)
     if not (training.load_best_model_at_end and labels) or any(metric.startswith(f"{label}_") for label in labels):
         return []
-    return [
+    text = (
         f"`metric_for_best_model`: with `eval_datasets`, expected a metric of one of them, such as "
         f"eval_{labels[0]}_loss, received {training.metric_for_best_model}"
-    ]
+    )
+    return [SettingsProblem(("metric_for_best_model", "eval_datasets"), text)]
 
 
-def _place(recipe: Recipe, text: str) -> str:
-    """Where the first of the keys that a problem names was set; else the recipe as a whole."""
-    named = re.findall(r"`(\w+)", text) + re.findall(r"\w+", text)
-    return next((recipe.place(name) for name in named if name in recipe.settings), recipe.name)
+def _of_library(error: Exception) -> SettingsProblem:
+    """An error of transformers or TRL. Only its words say which arguments it is about, best those in backticks."""
+    text = " ".join(str(error).split())
+    words = re.findall(r"`(\w+)", text) + re.findall(r"\w+", text)
+    return SettingsProblem(tuple(word for word in words if word in recipe_keys()), text)
+
+
+def _placed(recipe: Recipe, problem: SettingsProblem) -> Problem:
+    """At the first of its keys that the recipe sets, else at the recipe as a whole."""
+    name = next((name for name in problem.keys if name in recipe.settings), None)
+    place = Place(recipe.name) if name is None else recipe.place(name)
+    return Problem(place, recipe.without_secrets(problem.text), () if name is None else (name,))

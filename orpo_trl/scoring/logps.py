@@ -13,6 +13,7 @@ from accelerate.utils import send_to_device
 from datasets import Dataset
 from rich.console import Console
 from rich.progress import track
+from transformers import PreTrainedModel
 
 from orpo_trl.attention import choose_layout, reading_packed_row, without_adapter
 from orpo_trl.batch import MODEL_INPUTS, PairCollator

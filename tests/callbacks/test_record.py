@@ -128,7 +128,7 @@ def test_settings_of_a_python_run_are_a_recipe_of_them(tokenizer, tmp_path):
 
 def test_recipe_of_a_run_is_a_recipe_that_trains_the_same(tmp_path):
     """What `orpo-trl recipes expand` prints, which run_orpo.py hands to the trainer."""
-    from orpo_trl.recipe.write import expanded
+    from orpo_trl.recipe.show import expanded
 
     overrides = ["--beta", "0.25", "--output_dir", str(tmp_path), "--run_tags", "a", "b"]
     recipe = load_recipe([str(REPOSITORY / "recipes" / "quickstart.yaml"), *overrides])

@@ -1,4 +1,4 @@
-"""Other tools' configs, imported by the command, train with a tiny model and local rows by overrides alone."""
+"""Other tools' configs, imported by the command, train a tiny model on local rows; overrides do the rest."""
 
 import json
 import math
@@ -26,9 +26,9 @@ def test_imported_recipe_trains(name, tmp_path):
     done = orpo_trl("recipes", "import", tmp_path / name, "-o", recipe)
     assert "Differences:" in done.stderr
     rows.write_text("".join(json.dumps(row) + "\n" for row in make_rows(24)))
-    engine = load_recipe([str(recipe)]).settings.get("deepspeed")
+    sharding = load_recipe([str(recipe)]).settings.get("deepspeed")
     orpo_trl(
-        "train", recipe, *(["--num_processes", "2"] if engine else []),
+        "train", recipe, *(["--num_processes", "2"] if sharding else []),
         *"--model_name_or_path recipes/quickstart/model --from_scratch --dtype float32 --bf16 false".split(),
         *"--optim adamw_torch --load_in_4bit false --attn_implementation null --report_to none".split(),
         *"--strings_as_messages --max_length 256 --max_prompt_length 200 --max_steps 2 --warmup_steps 1".split(),

@@ -1,4 +1,4 @@
-"""Configs of other tools, with the keys and figures that each documents, as recipes."""
+"""Configs of other tools, with the keys and figures that each tool documents, become recipes."""
 
 import dataclasses
 import subprocess
@@ -8,14 +8,14 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.foreign_configs import AXOLOTL, CONFIGS, HANDBOOK, LLAMA_FACTORY, TRL
+from support.foreign_configs import AUTHORS_SCRIPT, AXOLOTL, CONFIGS, HANDBOOK, LLAMA_FACTORY, TRL
 
 from orpo_trl.config import DataArguments, ModelArguments, ORPOConfig
 from orpo_trl.importers import FOREIGN_KEYS, TOOLS, Imported, ImportProblem, import_recipe, recipe_text
 from orpo_trl.importers.draft import is_empty
+from orpo_trl.importers.foreign_keys import OURS, REFUSED
 from orpo_trl.importers.read import read_yaml
-from orpo_trl.importers.tables import OURS, REFUSED
-from orpo_trl.recipe.sections import SECTIONS
+from orpo_trl.sections import MEANINGLESS, SECTIONS
 
 FIELDS = {field.name for owner in (ModelArguments, DataArguments, ORPOConfig) for field in dataclasses.fields(owner)}
 
@@ -121,22 +121,6 @@ def test_shipped_zephyr_recipe_and_import_agree(read):
     assert {key: imported[key] for key in shared} == {key: shipped[key] for key in shared}
 
 
-@pytest.mark.parametrize(("name", "shipped"), [("beta.sh", "mistral_beta"), ("capybara.sh", "mistral_capybara")])
-def test_authors_scripts_and_shipped_recipes_agree(read, name, shipped):
-    from orpo_trl.paths import RECIPES
-    from orpo_trl.recipe.files import read_recipe
-
-    hand_written = read_recipe(RECIPES / f"{shipped}.yaml").settings
-    imported = read(CONFIGS[name], name)
-    assert imported.tool == "the authors' script"
-    shared = (set(hand_written) & set(imported.settings)) - {"output_dir", "logging_steps"}
-    assert len(shared) > 20
-    assert {key: imported.settings[key] for key in shared} == {key: hand_written[key] for key in shared}
-    contains(imported, {"deepspeed": "zero3", "disable_dropout": False, "output_dir": f"outputs/{name[:-3]}"})
-    assert [(note.key, note.line) for note in imported.no_equal] == [("torch_compile", 8), ("flash_attention_2", 19)]
-    assert noted(imported.differences, "end-of-sequence")
-
-
 def test_trl_config_keeps_its_keys(read):
     imported = read(TRL)
     assert imported.tool == "TRL"
@@ -176,7 +160,7 @@ def test_recipe_of_every_config_is_accepted(read, tmp_path, name):
 
 
 def accounted(imported: Imported, keys) -> None:
-    """Each key of theirs is in exactly one place: settings (or it says nothing), or the notes."""
+    """Each of their keys is in exactly one of settings (unless it changes nothing) and notes."""
     dropped = {note.key for note in imported.no_equal}
     for key in keys:
         assert (key in imported.became) != (key in dropped), key
@@ -184,16 +168,9 @@ def accounted(imported: Imported, keys) -> None:
     assert became <= set(imported.settings)
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.endswith(".sh")])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_each_key_becomes_settings_or_a_note(read, name):
     accounted(read(CONFIGS[name], name), yaml.safe_load(CONFIGS[name]))
-
-
-@pytest.mark.parametrize("name", ["beta.sh", "capybara.sh"])
-def test_each_argument_becomes_settings_or_a_note(read, name):
-    words = [word[2:] for word in CONFIGS[name].split() if word.startswith("--")]
-    assert len(words) >= 16
-    accounted(read(CONFIGS[name], name), words)
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, width=32) | st.text(max_size=8)
@@ -201,7 +178,7 @@ VALUES = SCALARS | st.lists(SCALARS, max_size=2) | st.dictionaries(st.text(max_s
 KNOWN = {key for tool in TOOLS.values() for key in (*tool.renamed, *tool.converted, *tool.dropped)} | OURS
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.endswith(".sh")])
+@pytest.mark.parametrize("name", CONFIGS)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(extra=st.dictionaries(st.text(min_size=1, max_size=12).filter(lambda key: key not in KNOWN), VALUES, max_size=3))
 def test_unknown_keys_are_noted_with_their_lines(read, name, extra):
@@ -217,7 +194,7 @@ def test_unknown_keys_are_noted_with_their_lines(read, name, extra):
     assert yaml.safe_load(written) == after.settings
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.endswith(".sh")])
+@pytest.mark.parametrize("name", CONFIGS)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_of_a_known_key_is_imported_or_refused_by_name(read, name, data):
@@ -304,11 +281,11 @@ def test_axolotl_without_anything_to_evaluate_on_does_not_evaluate(read):
     assert not {"eval_steps", "test_split_size"} & set(imported.settings)
 
 
-def test_axolotl_first_orpo_is_told_from_the_later_one(read):
+def test_axolotl_first_orpo_is_distinguished_from_the_later_one(read):
     text = AXOLOTL.replace("rl: orpo\n", "").replace("type: chat_template.argilla", "type: orpo.chat_template")
     imported = read(text)
     contains(imported, {"nll_reduction": "sequence_mean", "beta": 0.1})
-    assert noted(imported.differences, "filling included")
+    assert noted(imported.differences, "padding included")
 
 
 def test_dataset_mixer_shares_become_weights(read):
@@ -360,53 +337,55 @@ def test_quantisation_of_llama_factory(read):
     contains(read(LLAMA_FACTORY.replace("lora\n", "full\n", 1)), {"dtype": "float32", "lora_r": 8})
 
 
-# ---- Scripts ----
-
-
-def test_authors_defaults_stand_in_for_missing_arguments(read):
-    """The arguments of their script for OPT-1.3B; the rest are the defaults of src/args.py."""
-    script = """accelerate launch --config_file ./src/accelerate/ds2.yaml main.py --lr 5e-6 --warmup_steps 100 \\
-    --model_name facebook/opt-1.3b --data_name HuggingFaceH4/ultrafeedback_binarized --num_train_epochs 5 \\
-    --prompt_max_length 128 --response_max_length 2048 --per_device_train_batch_size 4\n"""
-    contains(
-        read(script, "opt.sh"),
-        {
-            "beta": 1.0, "learning_rate": 5e-6, "warmup_steps": 100, "num_train_epochs": 5, "max_prompt_length": 128,
-            "max_length": 2048, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
-            "lr_scheduler_type": "cosine", "optim": "adamw_torch", "seed": 42, "deepspeed": "zero2",
-            "dataset_train_split": "train_prefs", "dataset_test_split": "test_prefs", "eval_strategy": "epoch",
-            "load_best_model_at_end": True, "per_device_eval_batch_size": 2, "nll_scope": "sequence",
-        },
-    )  # fmt: skip
-
-
-def test_script_is_read_as_the_shell_reads_it(read):
-    script = (
-        "MODEL=org/model  # which\npython prepare.py --alpha 9; echo 'main.py is next'\n"
-        'CUDA_VISIBLE_DEVICES=0 torchrun src/main.py --model_name "$MODEL" --alpha=0.25 \\\n  --disable_prompt_loss '
-        "--enable_lora --lora_rank 8 --unheard_of 3 && echo done\n"
-    )
-    imported = read(script, "run.sh")
-    contains(imported, {"model_name_or_path": "org/model", "beta": 0.25, "nll_scope": "completion", "use_peft": True})
-    contains(imported, {"lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.1})
-    assert {note.key: note.line for note in imported.no_equal} == {"CUDA_VISIBLE_DEVICES": 3, "unheard_of": 4}
+# ---- The scripts of ORPO's authors ----
 
 
 @pytest.mark.parametrize(
-    ("script", "message"),
+    ("script", "recipe"),
+    [("run_mistral_orpo_beta.sh", "mistral_beta"), ("run_mistral_orpo_capybara.sh", "mistral_capybara")],
+)
+def test_name_of_an_authors_script_is_answered_with_its_recipe(tmp_path, script, recipe):
+    with pytest.raises(ImportProblem, match=f"{script} is a script of ORPO's authors; .*: orpo-trl recipes {recipe}$"):
+        import_recipe(tmp_path / script)
+
+
+H4, ARGILLA = "HuggingFaceH4/ultrafeedback_binarized", "argilla/ultrafeedback-binarized-preferences-cleaned"
+CAPYBARA = "argilla/distilabel-capybara-dpo-7k-binarized"
+
+
+@pytest.mark.parametrize("name", ["mine.sh", "mine"])
+@pytest.mark.parametrize(
+    ("model", "dataset", "recipe"),
     [
-        ("python train.py\n", "expected one command that runs main.py, found none"),
-        ("python main.py\npython main.py\n", "found 2, in lines 1, 2"),
-        ("python main.py --lr\n", "run.sh:1: `--lr` has no value"),
-        ("python main.py \\\n--num_train_epochs five\n", "run.sh:2: `--num_train_epochs`: expected a whole number"),
-        ("python main.py --lr 1 \\\n--lr 2\n", "run.sh:2: `--lr` stands here and in line 1"),
-        ("python main.py --model_name 'a\n", "run.sh:1: not a shell command"),
+        ("mistralai/Mistral-7B-v0.1", ARGILLA, "mistral_beta"),
+        ("mistralai/Mistral-7B-v0.1", H4, "mistral_alpha"),
+        ("mistralai/Mistral-7B-v0.1", CAPYBARA, "mistral_capybara"),
+        ("facebook/opt-350m", "Anthropic/hh-rlhf", "opt_350m_hh_rlhf"),
+        ("microsoft/phi-2", H4, "phi2_ultrafeedback"),
+        ("meta-llama/Llama-2-7b-hf", H4, "llama2_7b_ultrafeedback"),
     ],
 )
-def test_wrong_script_is_refused_with_its_line(read, script, message):
-    with pytest.raises(ImportProblem) as error:
-        read(script, "run.sh")
-    assert message in str(error.value)
+def test_authors_script_of_any_name_is_answered_by_its_model_and_dataset(read, name, model, dataset, recipe):
+    text = AUTHORS_SCRIPT.replace("mistralai/Mistral-7B-v0.1", model).replace(ARGILLA, dataset)
+    with pytest.raises(ImportProblem, match=f"{name} is a script of ORPO's authors; .*: orpo-trl recipes {recipe}$"):
+        read(text, name)
+    with pytest.raises(ImportProblem, match=f"orpo-trl recipes {recipe}$"):
+        read(
+            text.replace("#!/bin/bash", f"MODEL='{model}'").replace(f"--model_name {model}", '--model_name "$MODEL"'),
+            name,
+        )
+
+
+def test_authors_script_without_a_recipe_names_none(read):
+    """Their script for OPT-1.3B, whose dataset, lengths and epochs are those of no recipe."""
+    text = AUTHORS_SCRIPT.replace("mistralai/Mistral-7B-v0.1", "facebook/opt-1.3b")
+    with pytest.raises(ImportProblem, match="no shipped recipe trains its model on its dataset; take the nearest"):
+        read(text, "run_orpo.sh")
+
+
+def test_script_of_something_else_is_no_authors_script(read):
+    with pytest.raises(ImportProblem, match=r"run\.sh: a config is a mapping of keys to values, received text"):
+        read("python train.py\n", "run.sh")
 
 
 # ---- Refusals ----
@@ -419,10 +398,12 @@ def test_wrong_script_is_refused_with_its_line(read, script, message):
         ("- rl: orpo\n", "received a list"),
         ("rl: [\n", "not YAML"),
         ("rl: orpo\nrl: orpo\n", ":2: `rl` stands here and in line 1"),
+        ("rl: orpo\ntrl:\n  beta: 1\n  beta: 2\n", ":4: `beta` stands here and in line 3"),
+        ("rl: !!python/name:os.system\n", ":1: the tag tag:yaml.org,2002:python/name:os.system is not read"),
         ("a: &x 1\nb: *x\n", ":2: not YAML: aliases"),
         ("colour: red\n", "no tool is recognised"),
         ("colour: red\n", "axolotl: rl, base_model"),
-        ("nll_scope: sequence\nmodel_name_or_path: m\n", "a recipe of orpo-trl already"),
+        ("nll_scope: sequence\nmodel_name_or_path: m\n", "already a recipe of orpo-trl"),
         ("base_model: m\nrl: dpo\n", "not an ORPO config of axolotl: expected `rl: orpo`, found `rl: dpo`"),
         ("base_model: m\n", "found no `rl`"),
         (
@@ -457,7 +438,7 @@ def test_missing_file_and_unknown_tool_are_named(tmp_path):
         import_recipe(tmp_path, "unsloth")
 
 
-def test_named_tool_wins_over_the_one_that_is_seen(read):
+def test_named_tool_wins_over_the_detected_one(read):
     assert read(TRL + "use_flash_attention_2: true\n").tool == "alignment-handbook"
     assert read(TRL + "use_flash_attention_2: true\n", tool="trl").tool == "TRL"
     with pytest.raises(ImportProblem, match="not an ORPO config of axolotl"):
@@ -475,6 +456,7 @@ def test_tokens_are_never_carried_over(read):
 def test_sections_and_refused_keys_are_all_keys_of_ours():
     assert OURS <= FIELDS
     assert set(REFUSED) == FIELDS - OURS
+    assert MEANINGLESS.items() <= REFUSED.items()
     assert sum(map(len, SECTIONS.values())) == len(OURS)
 
 

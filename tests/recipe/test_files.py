@@ -6,7 +6,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orpo_trl.recipe.files import RecipeError, find_recipe, read_recipe, read_value, to_yaml
+from orpo_trl.recipe.files import Place, RecipeError, find_recipe, read_recipe, read_value
+from orpo_trl.yaml_text import to_yaml
 
 # PyYAML takes these for line ends.
 _TEXT = st.text(st.characters(exclude_characters="\x85\u2028\u2029"))
@@ -64,7 +65,7 @@ def test_child_replaces_what_its_parents_say_in_order(tmp_path):
     recipe = read_recipe(path)
     assert recipe.settings == {"a": "a", "d": "base", "b": "b", "c": "child"}
     assert not recipe.problems
-    places = {key: Path(recipe.place(key)).name for key in recipe.settings}
+    places = {key: Path(str(recipe.place(key))).name for key in recipe.settings}
     assert places == {"a": "a.yaml:2", "d": "base.yaml:2", "b": "b.yaml:1", "c": "r.yaml:2"}
 
 
@@ -99,14 +100,14 @@ def test_nested_values_are_replaced_whole_or_by_dotted_key(tmp_path):
     assert recipe.settings == {
         "m": {"a": 1, "b": 3}, "d": [{"path": "x"}, {"path": "z"}], "new": {"part": 1}, "w": {"y": 2},
     }  # fmt: skip
-    assert recipe.place("m", "b") == f"{path}:2"
-    assert recipe.place("new") == recipe.place("new", "part") == f"{path}:4"
-    assert recipe.place("d", 0, "path") == f"{tmp_path / 'base.yaml'}:3"
+    assert recipe.place("m", "b") == Place(str(path), 2)
+    assert recipe.place("new") == recipe.place("new", "part") == Place(str(path), 4)
+    assert recipe.place("d", 0, "path") == Place(str(tmp_path / "base.yaml"), 3)
     assert not recipe.problems
 
 
 @pytest.mark.parametrize("key", ["a.b.c", "d.x", "d.7", "d.1.x"])
-def test_dotted_key_without_its_place_is_named(tmp_path, key):
+def test_dotted_key_without_a_value_to_set_a_part_of_is_named(tmp_path, key):
     path = write(tmp_path, r=f"a: 1\nd: [1, 2]\n{key}: 3\n")
     assert problems(path)[0].startswith(f"r.yaml:3: `{key}`")
 
@@ -129,7 +130,7 @@ def test_dotted_key_without_its_place_is_named(tmp_path, key):
         ("- a\n", "r.yaml: a recipe is a mapping of keys to values, received a list"),
         ("", "r.yaml: a recipe is a mapping of keys to values, received nothing"),
         ("a: \x00\n", "r.yaml: not YAML"),
-        ("a: " + "[" * 5000, "r.yaml: not a recipe: nested too deep"),
+        ("a: " + "[" * 5000, "r.yaml: nested too deep"),
         ("b: 1\na: ${ORPO_NO_SUCH}\n", "r.yaml:2: the environment variable ORPO_NO_SUCH is not set"),
         ("extends: 3\n", "r.yaml:1: `extends`: expected a file or a list of files, received 3"),
         ("a: 1\nextends: absent.yaml\n", "r.yaml:2: `extends`: there is no file absent.yaml"),
@@ -142,6 +143,20 @@ def test_wrong_file_is_a_problem_with_its_line(tmp_path, text, found):
     path = write(tmp_path, r=text)
     assert found in problems(path)[0]
     assert len(problems(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("m.a: 1\nm: {b: 2}\n", ("m.a",)),
+        ("a:\n- {b: 1, b: 2}\n", ("a", 0, "b")),
+        ("extends: 3\n", ("extends",)),
+        ("[", ()),
+    ],
+)
+def test_problem_has_the_path_of_its_value(tmp_path, text, path):
+    (problem,) = read_recipe(write(tmp_path, r=text)).problems
+    assert problem.path == path
 
 
 def test_circle_through_several_files_is_drawn(tmp_path):
@@ -174,7 +189,8 @@ def test_any_text_is_settings_or_problems(tmp_path_factory, text):
     recipe = read_recipe(path)
     assert isinstance(recipe.settings, dict)
     for problem in recipe.problems:
-        assert re.match(rf"{re.escape(str(path))}(:\d+)?$", problem.place)
+        assert problem.place.file == str(path)
+        assert re.match(rf"{re.escape(str(path))}(:\d+)?: ", str(problem))
     if not recipe.problems:
         assert set(recipe.settings) <= set(yaml.load(text, yaml.BaseLoader)) | {"extends"} or "." in text
 

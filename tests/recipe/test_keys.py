@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orpo_trl.config import DataArguments, ModelArguments, ORPOConfig
-from orpo_trl.recipe.keys import describe, keys, unknown_key
+from orpo_trl.recipe.keys import describe, meant_by, recipe_keys, unknown_key
 
 LETTERS = string.ascii_lowercase + string.digits + "_"
 
@@ -18,21 +18,21 @@ def typos(name):
     made |= {a + b[1:] for a, b in splits if b}
     made |= {a + letter + b[1:] for a, b in splits if b for letter in LETTERS}
     made |= {a + b[1] + b[0] + b[2:] for a, b in splits if len(b) > 1}
-    return made - set(keys()) - {""}
+    return made - set(recipe_keys()) - {""}
 
 
 def test_keys_are_the_fields_of_the_config_classes():
     fields = {
         field.name for owner in (ModelArguments, DataArguments, ORPOConfig) for field in dataclasses.fields(owner)
     }
-    assert set(keys()) == {
+    assert set(recipe_keys()) == {
         name for name in fields if name not in ("parallelism_config", "local_rank") and name[0] != "_"
     }
 
 
 @pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 200])
 def test_typo_of_one_character_is_answered_with_the_right_key(every):
-    asked = [(name, typo) for name in keys() for typo in typos(name)]
+    asked = [(name, typo) for name in recipe_keys() for typo in typos(name)]
     asked = sorted(asked)[::every]
     right = sum(f"did you mean `{name}`?" in unknown_key(typo) for name, typo in asked)
     print(f"{right:,} of {len(asked):,} = {right / len(asked):.4f}")
@@ -46,8 +46,14 @@ def test_key_of_another_tool_is_answered_with_ours():
     assert "`orpo-trl schema` lists all keys" in unknown_key("qqqqqq")
 
 
+def test_key_that_was_meant():
+    assert meant_by("base_model") == meant_by("model_nam_or_path") == "model_name_or_path"
+    assert meant_by("sample_packing") is None
+    assert meant_by("qqqqqq") is None
+
+
 def test_every_default_has_its_keys_type():
-    for key in keys().values():
+    for key in recipe_keys().values():
         assert key.check(key.default)[1] == [], key.name
 
 
@@ -64,7 +70,7 @@ def test_every_default_has_its_keys_type():
     ],
 )  # fmt: skip
 def test_values_are_taken(name, value, taken):
-    found, problems = keys()[name].check(value)
+    found, problems = recipe_keys()[name].check(value)
     assert not problems
     assert found == taken
     assert type(found) is type(taken)
@@ -100,20 +106,20 @@ def test_values_are_taken(name, value, taken):
     ],
 )
 def test_wrong_value_is_explained(name, value, text):
-    problems = keys()[name].check(value)[1]
+    problems = recipe_keys()[name].check(value)[1]
     assert text in problems[0][1]
 
 
-@given(st.sampled_from(sorted(keys())), st.recursive(
+@given(st.sampled_from(sorted(recipe_keys())), st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
 ))  # fmt: skip
 def test_any_value_is_taken_or_explained_by_its_key(name, value):
-    _, problems = keys()[name].check(value)
+    _, problems = recipe_keys()[name].check(value)
     for path, text in problems:
         assert f"`{'.'.join(map(str, (name, *path)))}`" in text
 
 
 def test_every_type_has_words():
-    for key in keys().values():
+    for key in recipe_keys().values():
         assert describe(key.hint)

@@ -1,10 +1,14 @@
+import runpy
 import subprocess
 import sys
 
 import pytest
 from support.small import REPOSITORY
 
-from orpo_trl.recipe.library import FIELDS, GROUPS, RecipeHeader, read_header, readme, shipped_recipes
+from orpo_trl.recipe.library import FIELDS, RecipeHeader, read_header, shipped_recipes
+
+MAKER = runpy.run_path(str(REPOSITORY / "scripts" / "make_recipes_readme.py"))
+GROUPS, readme = MAKER["GROUPS"], MAKER["readme"]
 
 HEADER = """\
 # A title: with a colon
@@ -64,7 +68,7 @@ def test_incomplete_header_is_an_error_that_names_the_file(tmp_path, old, new, m
     assert message in str(error.value)
 
 
-def test_shipped_recipes_all_have_complete_headers_and_a_place_in_the_overview():
+def test_shipped_recipes_all_have_complete_headers_and_are_listed_in_the_overview():
     recipes = shipped_recipes()
     assert {recipe.name for recipe in recipes} == {path.stem for path in (REPOSITORY / "recipes").glob("*.yaml")}
     assert sorted(name for names in GROUPS.values() for name in names) == sorted(recipe.name for recipe in recipes)
@@ -72,13 +76,13 @@ def test_shipped_recipes_all_have_complete_headers_and_a_place_in_the_overview()
         assert set(recipe.fields) <= set(FIELDS)
 
 
-def test_overview_is_what_the_headers_say():
-    """Where this fails: `python -m orpo_trl.recipe.library` writes the file anew."""
+def test_overview_is_made_from_the_headers():
+    """If this fails: `python scripts/make_recipes_readme.py` makes the file again."""
     assert (REPOSITORY / "recipes" / "README.md").read_text(encoding="utf-8") == readme(shipped_recipes())
 
 
 def test_overview_names_recipes_that_it_does_not_list():
-    fields = dict.fromkeys(FIELDS, "x")
+    fields = {str(word): "x" for word in FIELDS}
     with pytest.raises(ValueError, match="differ in stray"):
         readme([*shipped_recipes(), RecipeHeader("stray", "Stray", ("run",), fields)])
     with pytest.raises(ValueError, match="differ in quickstart"):
@@ -93,7 +97,7 @@ def test_overview_holds_every_field_and_links_to_every_file():
 
 
 def test_library_needs_neither_torch_nor_yaml():
-    """So that a list of the recipes is there in a moment."""
+    """So `orpo-trl recipes` lists them at once."""
     code = "import sys, orpo_trl.recipe.library; print({'torch', 'transformers', 'yaml'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert result.stdout.strip() == "set()"

@@ -3,8 +3,9 @@ import re
 import pytest
 
 from orpo_trl.paths import RECIPES
-from orpo_trl.recipe.files import RecipeError
-from orpo_trl.recipe.parse import parse_recipe
+from orpo_trl.recipe.files import COMMAND_LINE, Place, RecipeError
+from orpo_trl.recipe.parse import build_settings, load_recipe, parse_recipe
+from orpo_trl.recipe.show import expanded
 
 
 def write(tmp_path, text):
@@ -22,7 +23,7 @@ def one_process(monkeypatch):
 BASE = "model_name_or_path: m\ndataset_name: rows.jsonl\noutput_dir: out\nbf16: false\n"
 
 
-def report(*arguments):
+def problems_of(*arguments):
     with pytest.raises(RecipeError) as error:
         parse_recipe(list(arguments))
     return [re.sub(r"^/\S*/", "", str(problem)) for problem in error.value.problems]
@@ -66,11 +67,11 @@ def test_mixture(tmp_path):
     assert data.datasets == [{"path": "a", "fraction": 0.5}, {"path": "b", "fraction": 0.5}]
 
 
-def test_all_problems_are_told_at_once_with_their_lines(tmp_path):
+def test_all_problems_are_reported_at_once_with_their_lines(tmp_path):
     (tmp_path / "base.yaml").write_text("lerning_rate: 1\nbeta: true\nmax_prompt_length: 0\n")
     text = "extends: base.yaml\nnll_scope: all\nbf16: false\nbf16: false\ndatasets:\n- pat: a\nextend: x\n"
     text += "num_train_epochs: -1\n"
-    assert report(write(tmp_path, text), "stray", "--betta", "1") == [
+    assert problems_of(write(tmp_path, text), "stray", "--betta", "1") == [
         "recipe.yaml: set `model_name_or_path` to a Hub id or a folder",
         "recipe.yaml:2: `nll_scope`: expected one of sequence, completion, received 'all'",
         "recipe.yaml:4: `bf16` stands here and in line 3; keep one of them",
@@ -80,7 +81,7 @@ def test_all_problems_are_told_at_once_with_their_lines(tmp_path):
         "recipe.yaml:8: `num_train_epochs` must be above 0, got -1.0",
         "base.yaml:1: unknown key `lerning_rate`; did you mean `learning_rate`?",
         "base.yaml:2: `beta`: expected a finite number, received true",
-        "base.yaml:3: `max_prompt_length` must be 1 or more, in tokens, or None for no limit; got 0",
+        "base.yaml:3: `max_prompt_length` must be 1 or more tokens, or None for no limit, got 0",
         "command line: expected `--key value`, received 'stray'",
         "command line: unknown key `betta`; did you mean `beta`?",
     ]  # fmt: skip
@@ -104,10 +105,44 @@ def test_all_problems_are_told_at_once_with_their_lines(tmp_path):
             "recipe.yaml:8: `metric_for_best_model`: with `eval_datasets`, expected a metric of one",
         ),
         ("packing: true\n", "recipe.yaml:5: `packing` has no meaning for preference pairs"),
+        # The line is that of the key, not of a key whose name stands in the sentence.
+        ("max_length: 9\nmax_prompt_length: 0\n", "recipe.yaml:6: `max_prompt_length` must be 1 or more tokens"),
+        ("test_split_size: 0.1\neval_strategy: epoch\neval_datasets: {a: {path: b}}\n", "recipe.yaml:5: Set one of"),
     ],
 )
 def test_values_that_do_not_fit_are_named_with_their_line(tmp_path, text, found):
-    assert report(write(tmp_path, BASE + text))[0].startswith(found)
+    assert problems_of(write(tmp_path, BASE + text))[0].startswith(found)
+
+
+@pytest.mark.parametrize("line", ["model_nam_or_path: m", "base_model: m", "model_name_or_path: [m]"])
+def test_model_under_a_wrong_key_or_of_a_wrong_type_is_not_reported_as_missing(tmp_path, line):
+    (problem,) = problems_of(write(tmp_path, BASE.replace("model_name_or_path: m", line)))
+    assert "model_name_or_path" in problem
+
+
+def test_problems_carry_their_keys_and_places(tmp_path):
+    recipe = write(tmp_path, BASE + "beta: -1\ndatasets: [{pat: a}]\n")
+    with pytest.raises(RecipeError) as error:
+        parse_recipe([recipe, "--betta", "1"])
+    assert {problem.path: problem.place for problem in error.value.problems} == {
+        ("beta",): Place(recipe, 5),
+        ("datasets", 0): Place(recipe, 6),
+        ("datasets", 0, "pat"): Place(recipe, 6),
+        ("betta",): COMMAND_LINE,
+    }
+
+
+def test_whole_numbers_stay_whole_in_the_recipe_of_a_run(tmp_path):
+    """The config classes take 5.0 for 5 where they want a float."""
+    text = "logging_steps: 5\nnum_train_epochs: 3\nwarmup_steps: 0.1\nmax_length: 1e3\nbeta: 1\n"
+    text += "datasets: [{path: a, weight: 2}, {path: b, weight: 0.5}]\n"
+    recipe = load_recipe([write(tmp_path, BASE.replace("dataset_name: rows.jsonl\n", "") + text), "--save_steps", "7"])
+    shown = expanded(recipe)
+    for line in ("logging_steps: 5 ", "num_train_epochs: 3 ", "warmup_steps: 0.1 ", "max_length: 1000 ", "beta: 1 ",
+                 "save_steps: 7 ", "  weight: 2\n", "  weight: 0.5\n"):  # fmt: skip
+        assert f"\n{line}" in shown
+    training = build_settings(recipe)[2]
+    assert type(training.num_train_epochs) is float
 
 
 def test_token_comes_from_the_environment_and_is_in_no_message(tmp_path, monkeypatch):
@@ -115,21 +150,21 @@ def test_token_comes_from_the_environment_and_is_in_no_message(tmp_path, monkeyp
     recipe = write(tmp_path, BASE + "hub_token: ${SOME_TOKEN}\n")
     assert parse_recipe([recipe])[2].hub_token == "hf_secret"
     for text in ("hub_token: hf_secret\n", "hub_token: ${SOME_TOKEN}\nbeta: -1\n", "hub_token: [hf_secret]\n"):
-        assert "hf_secret" not in str(report(write(tmp_path, BASE + text)))
-    assert "hf_secret" not in str(report(write(tmp_path, BASE), "--hub_token", "hf_secret"))
+        assert "hf_secret" not in str(problems_of(write(tmp_path, BASE + text)))
+    assert "hf_secret" not in str(problems_of(write(tmp_path, BASE), "--hub_token", "hf_secret"))
 
 
 @pytest.mark.parametrize("arguments", [[], ["--beta", "1"]])
 def test_recipe_comes_first(arguments):
-    assert report(*arguments) == ["command line: name a recipe first, such as recipes/quickstart.yaml"]
+    assert problems_of(*arguments) == ["command line: name a recipe first, such as recipes/quickstart.yaml"]
 
 
 def test_environment_variable_is_named_and_not_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "hf_secret")
     text = "learning_rate: ${SOME_TOKEN}\ndeepspeed: ${SOME_TOKEN}\ndatasets: [{path: a, weight: '${SOME_TOKEN}'}]\n"
-    told = str(report(write(tmp_path, BASE + text)))
-    assert "hf_secret" not in told
-    assert told.count("${SOME_TOKEN}") == 3
+    reported = str(problems_of(write(tmp_path, BASE + text)))
+    assert "hf_secret" not in reported
+    assert reported.count("${SOME_TOKEN}") == 3
 
 
 def test_labels_with_dashes_keep_them(tmp_path):
@@ -138,22 +173,22 @@ def test_labels_with_dashes_keep_them(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "a: [\n", "extends: absent.yaml\n", "extends: recipe.yaml\n"])
-def test_what_an_unread_file_may_have_said_is_not_said_to_be_missing(tmp_path, text):
-    assert len(report(write(tmp_path, text))) == 1
+def test_key_that_an_unread_file_may_set_is_not_reported_as_missing(tmp_path, text):
+    assert len(problems_of(write(tmp_path, text))) == 1
 
 
 def test_abbreviated_override_is_unknown(tmp_path):
-    assert report(write(tmp_path, BASE), "--bet", "1") == ["command line: unknown key `bet`; did you mean `beta`?"]
+    assert problems_of(write(tmp_path, BASE), "--bet", "1") == ["command line: unknown key `bet`; did you mean `beta`?"]
 
 
 def test_shipped_files_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, data, _ = parse_recipe(["quickstart"])
     for path in (model.model_name_or_path, data.dataset_name):
-        assert path.startswith(str(RECIPES))
+        assert str(path).startswith(str(RECIPES))
 
 
-def test_engine_override(tmp_path):
+def test_deepspeed_override(tmp_path):
     recipe = write(tmp_path, BASE + "deepspeed: zero3\n")
     for arguments in (["--deepspeed", "zero2"], ["--deepspeed=zero2"], ["--deepspeed", "null"], []):
         assert not parse_recipe([recipe, *arguments])[2].deepspeed  # one process has nothing to shard

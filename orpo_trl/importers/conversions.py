@@ -1,4 +1,4 @@
-"""Conversions that several tools need: engine, warm-up, strategies, datasets, LoRA targets."""
+"""Conversions that several tools need: distributed strategy, warm-up, truth values, datasets, LoRA targets."""
 
 import re
 from typing import Any
@@ -12,7 +12,7 @@ ROWS_DROPPED = (
 
 
 def convert_shared(draft: Draft) -> None:
-    """What every tool takes from transformers: `tables.CONVERTED`, and truth values that name a strategy."""
+    """What every tool takes from transformers: the keys of `CONVERTED`, and truth values that stand for a strategy."""
     draft.differs(ROWS_DROPPED)
     if draft.flag("group_by_length"):
         draft.set("train_sampling_strategy", "group_by_length", "group_by_length")
@@ -27,40 +27,41 @@ def convert_shared(draft: Draft) -> None:
     for key in ("eval_strategy", "save_strategy", "logging_strategy"):
         if draft.settings.get(key) is False:  # `no` in YAML 1.1
             draft.settings[key] = "no"
-    _convert_engine(draft)
+    _convert_sharding(draft)
 
 
-def _convert_engine(draft: Draft) -> None:
+def _convert_sharding(draft: Draft) -> None:
     theirs = draft.config.values.get("deepspeed")
     if draft.has("deepspeed"):
         stage = theirs.get("zero_optimization", {}) if isinstance(theirs, dict) else _stage_in(str(theirs))
         stage = stage.get("stage") if isinstance(stage, dict) else stage
         if stage in (1, 2, 3):
-            engine = f"zero{max(stage, 2)}"
-            draft.set("deepspeed", engine, "deepspeed")
+            strategy = f"zero{max(stage, 2)}"
+            draft.set("deepspeed", strategy, "deepspeed")
             draft.differs(
-                f"The engine is this project's {engine}; what else the DeepSpeed config sets is not read.", "deepspeed"
+                f"The run shards by this project's {strategy}; other settings of the DeepSpeed config are not read.",
+                "deepspeed",
             )
         else:
-            draft.drop("deepspeed", "no ZeRO stage is seen in it; write `deepspeed: zero2` or `zero3`")
+            draft.drop("deepspeed", "it names no ZeRO stage; write `deepspeed: zero2` or `zero3`")
     if draft.has("fsdp") or draft.has("fsdp_config"):
-        engine = "zero2" if "shard_grad_op" in str(draft.config.values.get("fsdp")) else "zero3"
-        draft.set("deepspeed", engine, "fsdp", "fsdp_config")
+        strategy = "zero2" if "shard_grad_op" in str(draft.config.values.get("fsdp")) else "zero3"
+        draft.set("deepspeed", strategy, "fsdp", "fsdp_config")
         draft.differs(
-            f"The engine is {engine}, which shards the same as the FSDP config; its other settings are not read. FSDP2 "
-            "itself: `orpo-trl train FILE --engine fsdp2`.",
+            f"The run shards by {strategy}, as the FSDP config does; other settings of that config are not read. For "
+            "FSDP2 itself: `orpo-trl train FILE --engine fsdp2`.",
             "fsdp" if draft.has("fsdp") else "fsdp_config",
         )
 
 
 def _stage_in(name: str) -> int | None:
-    """The ZeRO stage that a file's name tells: zero3_bf16.json, ds_z2_config.json, stage_3.json, ds2.yaml."""
+    """The ZeRO stage in the name of a file: zero3_bf16.json, ds_z2_config.json, stage_3.json, ds2.yaml."""
     found = re.search(r"(?:zero|stage|ds|z)[-_]?([123])", name.lower())
     return int(found[1]) if found else None
 
 
 def set_datasets(draft: Draft, entries: list[dict[str, Any]], *theirs: str, why: str = "") -> None:
-    """Sources of training rows: one whose name and split say all as `dataset_name`, others as `datasets`."""
+    """Sources of training rows: as `dataset_name` where its keys suffice for the one source, else as `datasets`."""
     if len(entries) == 1 and set(entries[0]) <= {"path", "name", "split"}:
         entry = entries[0]
         for ours, part in (("dataset_name", "path"), ("dataset_config", "name"), ("dataset_train_split", "split")):
@@ -71,7 +72,7 @@ def set_datasets(draft: Draft, entries: list[dict[str, Any]], *theirs: str, why:
 
 
 def labelled(entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Evaluation sources by label: the last part of the path, numbered where two are alike."""
+    """Evaluation sets by label: the last part of the path, numbered where two are the same."""
     found: dict[str, dict[str, Any]] = {}
     for entry in entries:
         name = re.sub(r"\W+", "_", str(entry["path"]).rstrip("/").split("/")[-1]).strip("_") or "test"
@@ -88,7 +89,7 @@ def entries_of(draft: Draft, key: str, kept: dict[str, str], dropped: dict[str, 
     Args:
         draft: its config holds the list at `key`.
         kept: their names to ours.
-        dropped: their names to why they are left out.
+        dropped: their names to the reason why they are left out.
     """
     entries = []
     for index, theirs in enumerate(draft.take(key, list, "a list of datasets", [])):

@@ -1,23 +1,22 @@
-"""Recipes and keys as text."""
+"""What the commands show: a recipe with its parents as one text, and keys with their help."""
 
 import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import yaml
+from orpo_trl.recipe.files import Recipe
+from orpo_trl.recipe.keys import describe, recipe_keys
+from orpo_trl.sections import SECTIONS
+from orpo_trl.yaml_text import ValuePath, to_yaml, to_yaml_line
 
-from orpo_trl.recipe.files import Recipe, to_yaml
-from orpo_trl.recipe.keys import describe, keys
-from orpo_trl.recipe.sections import SECTIONS
-
-# Keys of no section: tokens, and what may only have the default that it has.
+# Keys of no section: tokens, and those that may only keep their default.
 _REST = "Other"
 
 
 def expanded(recipe: Recipe) -> str:
-    """A recipe and its parents as one, in the order of the keys, each with the place that set it.
+    """A recipe, its parents and its overrides as one recipe, by section; each key with the place that set it.
 
-    Values that hold an environment variable show its name, not what it holds.
+    Values from an environment variable show its name, not its content.
     """
     lines = [f"# {recipe.name}, with all that it extends"]
     for title, names in _by_section(recipe.settings):
@@ -29,7 +28,7 @@ def expanded(recipe: Recipe) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _with_names(value: Any, path: tuple, secrets: dict[tuple, str]) -> Any:
+def _with_names(value: Any, path: ValuePath, secrets: dict[ValuePath, str]) -> Any:
     if path in secrets:
         return secrets[path]
     if isinstance(value, dict):
@@ -40,13 +39,12 @@ def _with_names(value: Any, path: tuple, secrets: dict[tuple, str]) -> Any:
 
 
 def schema_text(names: Iterable[str]) -> str:
-    """Keys with type, default and help, by group."""
+    """Keys with type, default and help, by section."""
     lines: list[str] = []
     for title, chosen in _by_section(names):
         lines += [f"==== {title} ====", ""]
-        for key in map(keys().get, chosen):
-            default = yaml.safe_dump(key.default, default_flow_style=True).splitlines()[0]
-            about = " ".join(f"{describe(key.hint)}; default {default}".split())
+        for key in (recipe_keys()[name] for name in chosen):
+            about = " ".join(f"{describe(key.hint)}; default {to_yaml_line(key.default)}".split())
             text = " ".join(key.help.split())
             lines += [
                 key.name,
@@ -59,7 +57,7 @@ def schema_text(names: Iterable[str]) -> str:
 def _by_section(names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
     wanted = set(names)
     known = {name for section in SECTIONS.values() for name in section}
-    for title, section in {**SECTIONS, _REST: [name for name in keys() if name not in known]}.items():
+    for title, section in {**SECTIONS, _REST: [name for name in recipe_keys() if name not in known]}.items():
         found = [name for name in section if name in wanted]
         if found:
             yield title, found

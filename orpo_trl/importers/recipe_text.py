@@ -4,14 +4,14 @@ import textwrap
 from typing import Any
 
 from orpo_trl.importers.draft import Imported, Note
-from orpo_trl.recipe.files import to_yaml
-from orpo_trl.recipe.sections import SECTIONS
+from orpo_trl.sections import SECTIONS
+from orpo_trl.yaml_text import to_yaml
 
 _WIDTH = 118
 
 
 def recipe_text(imported: Imported, source_name: str) -> str:
-    """The recipe's text: a header of what it was imported from and the notes, then the settings by section.
+    """The recipe's text: a header with its origin and the notes, then the settings by section.
 
     Args:
         imported: what `import_recipe` returns.
@@ -21,8 +21,8 @@ def recipe_text(imported: Imported, source_name: str) -> str:
         f"# Imported from {_plain(source_name)} ({imported.tool})",
         "#",
         "#   orpo-trl train FILE",
-        *_listed("Left out, for want of an equal here:", imported.no_equal),
-        *_listed("What differs, in the objective and in the data:", imported.differences),
+        *_listed("Left out, because there is no equal here:", imported.no_equal),
+        *_listed("What differs in the objective and in the data:", imported.differences),
     ]
     for title, keys in SECTIONS.items():
         present = [key for key in keys if key in imported.settings]
@@ -51,5 +51,5 @@ def _listed(title: str, notes: list[Note]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """One line of printable characters: keys of a file may hold others, and a comment may not."""
+    """One line of printable characters: keys of a file may hold other characters, a comment may not."""
     return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))

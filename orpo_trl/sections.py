@@ -1,6 +1,12 @@
-"""The keys of a recipe by section, in the order in which a recipe shows them; those that mean nothing here left out."""
+"""The keys of a recipe by section, and the inherited keys that mean nothing for preference pairs.
 
-SECTIONS: dict[str, list[str]] = {
+Names alone: this module imports nothing, so that commands that only need the names start at once.
+"""
+
+from collections.abc import Mapping, Sequence
+
+# In the order in which a recipe shows them.
+SECTIONS: Mapping[str, Sequence[str]] = {
     "Model": """model_name_or_path model_revision tokenizer_name_or_path from_scratch trust_remote_code
         model_init_kwargs dtype attn_implementation router_aux_loss_coef use_cache chat_template_path eos_token
         pad_token load_in_8bit load_in_4bit bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage
@@ -17,7 +23,7 @@ SECTIONS: dict[str, list[str]] = {
         restore_callback_states_from_checkpoint resume_from_checkpoint dataloader_drop_last dataloader_num_workers
         dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
         dataloader_multiprocessing_context dataloader_in_order accelerator_config""".split(),
-    "Precision and engine": """bf16 fp16 tf32 bf16_full_eval fp16_full_eval gradient_checkpointing
+    "Precision and distributed strategy": """bf16 fp16 tf32 bf16_full_eval fp16_full_eval gradient_checkpointing
         gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs activation_offloading
         deepspeed fsdp fsdp_config pair_layout pad_to_multiple_of padding_value use_liger_kernel liger_kernel_config
         torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps use_cpu
@@ -32,3 +38,26 @@ SECTIONS: dict[str, list[str]] = {
         enable_jit_checkpoint load_best_model_at_end metric_for_best_model greater_is_better output_dir push_to_hub
         hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision""".split(),
 }  # fmt: skip
+
+# Arguments that SFTConfig inherits or defines and that mean nothing for preference pairs, with what to use instead.
+# Each must keep its default: accepting a value and ignoring it would train something else than what was asked.
+MEANINGLESS = {
+    "packing": "pairs have their own layout",
+    "packing_strategy": "pairs have their own layout",
+    "eval_packing": "pairs have their own layout",
+    "padding_free": "pairs have their own layout",
+    "completion_only_loss": "set `nll_scope: completion` for an NLL over the chosen response alone",
+    "assistant_only_loss": "set `nll_scope: completion` for an NLL over the chosen response alone",
+    "loss_type": "the loss is ORPO's",
+    "label_smoothing_factor": "ORPO's loss has no smoothed form",
+    "dataset_text_field": "pairs are read from `prompt`, `chosen` and `rejected`",
+    "dataset_kwargs": "pass rows with `prompt_ids`, `chosen_ids` and `rejected_ids` to skip tokenisation",
+    "truncation_mode": "responses are cut on the right, as in the paper",
+    "average_tokens_across_devices": "set `nll_reduction: micro_batch_mean` for means per micro-batch and device",
+    "length_column_name": "lengths are those of the tokenised pairs",
+    "logging_nan_inf_filter": "a non-finite loss is logged as it is, and its step is named",
+    "label_names": "the trainer makes the labels itself",
+    "include_for_metrics": "there are no logits, so `compute_metrics` cannot run",
+    "batch_eval_metrics": "there are no logits, so `compute_metrics` cannot run",
+    "eval_do_concat_batches": "there are no predictions to join",
+}
