@@ -6,7 +6,7 @@ from transformers import MistralConfig, MixtralConfig
 
 from orpo_trl import ORPOConfig
 from orpo_trl.config import ModelArguments
-from orpo_trl.flops import DEVICES, find_device, planned_weights, train_flops, training_time
+from orpo_trl.flops import planned_weights, train_flops, training_time
 
 MISTRAL_7B = MistralConfig(
     vocab_size=32000, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
@@ -84,22 +84,3 @@ def test_time_is_operations_over_what_the_devices_reach():
     assert training_time(8 * 312e12 * 60, devices=8, peak_flops=312e12, utilisation=0.5) == 120
     with pytest.raises(ValueError, match="utilisation"):
         training_time(1e15, 8, 312e12, 40)
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("NVIDIA A100-SXM4-40GB", "A100 40GB"),
-        ("NVIDIA A100 80GB PCIe", "A100 80GB"),
-        ("NVIDIA H100 80GB HBM3", "H100"),
-        ("NVIDIA H100 PCIe", "H100 PCIe"),
-        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
-    ],
-)
-def test_device_is_found_by_the_name_that_torch_gives_it(name, words):
-    assert find_device(name) is DEVICES[words]
-
-
-@pytest.mark.parametrize("name", ["NVIDIA GeForce GTX 1080", "NVIDIA GH200 480GB"])
-def test_unknown_device_is_none(name):
-    assert find_device(name) is None

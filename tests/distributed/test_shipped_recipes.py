@@ -59,11 +59,11 @@ def overrides(name, folders, output):
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_recipe_passes_its_check(name, folders, tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    arguments = ["check", name, *overrides(name, folders, tmp_path), "--num_processes", "2", "--gpu-memory", "80"]
+    arguments = ["check", name, *overrides(name, folders, tmp_path), "--num_processes", "2", "--gpu_memory", "80"]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "✗" not in result.output
-    assert "Nothing to mend." in result.output
+    assert "Nothing to fix." in result.output
 
 
 @pytest.mark.slow
