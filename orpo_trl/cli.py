@@ -41,7 +41,7 @@ def main() -> None:
     Examples:
       orpo-trl train quickstart                    a small model on a CPU, in a minute or two
       orpo-trl check recipes/mistral_beta.yaml     before renting GPUs
-      orpo-trl recipes                             what is shipped
+      orpo-trl recipes                             the shipped recipes
     """
     hide_known_warnings()
 
@@ -110,7 +110,7 @@ def check(recipe: str, overrides: tuple[str, ...], color: bool | None, **options
     """Look at RECIPE before it is trained, without loading weights.
 
     Numbered steps: the recipe itself, model config and tokenizer, chat template, data, one pair token by token,
-    optimiser steps, memory, time and cost, and what is not installed. Each ends in ✓ (fine), ✗ (to fix) or skipped;
+    optimiser steps, memory, time and cost, and missing packages. Each ends in ✓ (fine), ✗ (to fix) or skipped;
     the exit status is 1 if one failed.
 
     \b
@@ -154,7 +154,7 @@ def recipes(context: click.Context) -> None:
 @_recipe
 @_overrides
 def expand(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Print RECIPE with its parents and overrides in one, and where each value comes from.
+    """Print RECIPE together with its parents and overrides, and where each value comes from.
 
     \b
     Example:
@@ -180,8 +180,8 @@ def import_(file: Path, tool: str | None, output: Path | None) -> None:
     """Turn another tool's ORPO config into a recipe.
 
     Reads axolotl (`rl: orpo`), LLaMA-Factory (`pref_loss: orpo`), alignment-handbook, TRL's `--config` files, and the
-    shell scripts of ORPO's authors. Keys that have no equal here, and places where the objective differs, are listed
-    in the recipe's head and on standard error.
+    shell scripts of ORPO's authors. Keys without an equal here, and places where the objective differs, are listed at
+    the top of the recipe and on standard error.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""How the command `orpo-trl` differs from click's own: messages for errors, standard output, recipes by name."""
+"""What the command `orpo-trl` adds to click: messages for errors, standard output for answers, recipes by name."""
 
 import math
 from collections.abc import Iterator

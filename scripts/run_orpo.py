@@ -7,10 +7,16 @@ Every key of a recipe can be overridden by `--key value`. `orpo-trl schema` list
 a recipe before it is trained, and `orpo-trl train RECIPE` finds the command line for an engine.
 """
 
+# ruff: noqa: E402 (some of the warnings to hide are given by imports)
+
 import logging
 import os
 import sys
 from pathlib import Path
+
+from orpo_trl.quiet import hide_known_warnings
+
+hide_known_warnings()
 
 from accelerate import PartialState
 from rich.console import Console

@@ -14,7 +14,7 @@ def one_process(monkeypatch):
     monkeypatch.chdir(RECIPES.parent)
 
 
-def test_recipes_engine_is_for_several_processes(monkeypatch):
+def test_strategy_of_the_recipe_is_for_several_processes(monkeypatch):
     assert resolve_deepspeed("zero3") is None  # one process has nothing to shard
     monkeypatch.setenv("WORLD_SIZE", "4")
     for stage in (2, 3):
@@ -25,7 +25,7 @@ def test_recipes_engine_is_for_several_processes(monkeypatch):
 
 
 @pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP"])
-def test_accelerate_config_wins_over_the_recipes_engine(monkeypatch, engine):
+def test_accelerate_config_wins_over_the_strategy_of_the_recipe(monkeypatch, engine):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
     assert resolve_deepspeed("zero3") is None
@@ -88,7 +88,7 @@ def test_command_line(launch, own, gpus, expected, tmp_path, monkeypatch):
 def test_accelerate_starts_what_was_asked_for_whatever_its_defaults(
     launch, own, gpus, starts, default, tmp_path, monkeypatch
 ):
-    """What accelerate makes of the command line, on a machine with other defaults; only the GPUs are made up."""
+    """accelerate parses the command line, on a machine with other defaults. The number of GPUs is faked."""
     import torch
     from accelerate.commands import launch as accelerate_launch
 

@@ -1,4 +1,4 @@
-"""What an installed package has, beside its code."""
+"""The files of an installed package that are no code."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from orpo_trl.paths import RECIPES
 
 
 @pytest.mark.slow
-def test_wheel_holds_recipes_engines_the_script_and_the_page(tmp_path):
+def test_wheel_holds_recipes_launch_configs_the_script_and_the_page(tmp_path):
     command = [
         sys.executable,
         "-m",

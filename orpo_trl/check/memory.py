@@ -27,7 +27,8 @@ MIB = 2**20
 # cuBLAS and NCCL.
 LIBRARIES = {"cpu": 600 * MIB, "cuda": 1024 * MIB}
 
-# Tiles of TRL's fused LM head, in tokens and words of the vocabulary: `shrink_head_tiles` on a CPU, else those of trl's chunked_logprob.
+# Tiles of TRL's fused LM head, in tokens and words of the vocabulary: those of `shrink_head_tiles` on a CPU, else those
+# of trl's chunked_logprob.
 HEAD_TILES = {"cpu": (512, 8192), "cuda": (4096, 32768)}
 # Tiles that its backward pass holds at once. A GPU's kernel turns one into its gradient in place. In torch,
 # `_backward_tile` holds the tile, y, z, log p, p, the gradient, and three terms of the gradient's last sum.

@@ -1,4 +1,4 @@
-"""`orpo-trl check`: each step finds what is wrong with what it looks at, and goes on."""
+"""`orpo-trl check`: each step finds the faults of its own part, and the next steps go on."""
 
 import json
 import re
@@ -186,9 +186,7 @@ def test_sample_stands_for_all_rows_unless_full(tmp_path):
     sample, full = check(*arguments)[1], check(*arguments, "--full")[1]
     assert "2,000 rows at random out of 2,500" in sample["Data"][1]
     assert "2,500 rows read" in full["Data"][1]
-    steps = [
-        number(r"([\d,]+) optimiser steps", found["Optimiser steps and tokens"][1]) for found in (sample, full)
-    ]
+    steps = [number(r"([\d,]+) optimiser steps", found["Optimiser steps and tokens"][1]) for found in (sample, full)]
     assert steps == ["2,355", "2,355"]
 
 

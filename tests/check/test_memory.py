@@ -1,4 +1,4 @@
-"""Estimates of memory against models that were really built and run, closed forms, and real processes."""
+"""Estimates of memory against real models and passes, closed forms, and real processes."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def estimate(sharding=ZERO3, model_args=FULL, batch=BATCH, device="cuda", **kwar
 
 
 def bytes_saved_by_a_real_pass(model, **inputs) -> int:
-    """Of all tensors that the forward pass of the layers keeps for the backward pass, weights apart."""
+    """Bytes of all tensors, except weights, that the forward pass of the layers keeps for the backward pass."""
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     saved = {}
 
