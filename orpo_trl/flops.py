@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from orpo_trl.config import ModelArguments, ORPOConfig
@@ -79,7 +80,7 @@ def train_flops(
     config: PreTrainedConfig,
     model_args: ModelArguments,
     training: ORPOConfig,
-    lengths: np.ndarray,
+    lengths: ArrayLike,
     is_padded: bool = False,
 ) -> float:
     """Floating-point operations of training once on pairs of these lengths, summed over all devices.

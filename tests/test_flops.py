@@ -73,9 +73,13 @@ def test_mixture_of_experts_counts_the_experts_of_a_token():
 
 
 def test_tied_head_is_counted_although_it_is_the_embeddings():
-    sizes = {"vocab_size": 100, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
-    config = MistralConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True)
-    untied = MistralConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)
+    config, untied = (
+        MistralConfig(
+            vocab_size=100, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, tie_word_embeddings=is_tied,
+        )
+        for is_tied in (True, False)
+    )  # fmt: skip
     assert planned_weights(config) == planned_weights(untied)
     assert planned_weights(config).head == 800
 

@@ -18,7 +18,9 @@ def test_strategy_of_the_recipe_is_for_several_processes(monkeypatch):
     assert resolve_deepspeed("zero3") is None  # one process has nothing to shard
     monkeypatch.setenv("WORLD_SIZE", "4")
     for stage in (2, 3):
-        config = json.loads(Path(resolve_deepspeed(f"zero{stage}")).read_text())
+        path = resolve_deepspeed(f"zero{stage}")
+        assert isinstance(path, str)
+        config = json.loads(Path(path).read_text())
         assert config["zero_optimization"]["stage"] == stage
     assert resolve_deepspeed("my.json") == "my.json"
     assert resolve_deepspeed(None) is None

@@ -50,8 +50,12 @@ def test_known_warnings_are_hidden_and_others_are_shown(message, is_hidden):
 )
 def test_known_log_messages_are_hidden_and_others_are_shown(logger, message, is_hidden):
     shown: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = shown.append
+
+    class Note(logging.Handler):
+        def emit(self, record):
+            shown.append(record)
+
+    handler = Note()
     found = logging.getLogger(logger)
     found.addHandler(handler)
     try:
