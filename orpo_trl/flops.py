@@ -1,78 +1,24 @@
-"""How long a run computes: floating-point operations of training, and what devices can do of them."""
+"""How long a run computes: floating-point operations of training, and the time that devices need for them."""
 
-import re
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from orpo_trl.config import ModelArguments, ORPOConfig
-
-MIB = 2**20
-
-
-@dataclass(frozen=True)
-class Device:
-    """A GPU.
-
-    Attributes:
-        name: words of torch's name for it.
-        peak_flops: dense bf16 matrix products summed in fp32, FLOP/s, from the maker's data sheet.
-        memory: bytes, as nvidia-smi reports the total.
-    """
-
-    name: str
-    peak_flops: float
-    memory: int
-
-
-# Where several fit a name, the first is meant.
-DEVICES = {
-    device.name: device
-    for device in (
-        Device("A100 40GB", 312e12, 40960 * MIB),
-        Device("A100 80GB", 312e12, 81920 * MIB),
-        Device("H100 PCIe", 756e12, 81559 * MIB),
-        Device("H100 NVL", 835e12, 95830 * MIB),
-        Device("H100", 989e12, 81559 * MIB),
-        Device("H200", 989e12, 143771 * MIB),
-        Device("B200", 2250e12, 183359 * MIB),
-        Device("L40S", 362e12, 46068 * MIB),
-        Device("RTX 4090", 165e12, 24564 * MIB),
-        Device("RTX 3090", 71e12, 24576 * MIB),
-    )
-}
-
-
-def find_device(name: str) -> Device | None:
-    """The device of `DEVICES` that torch calls `name`, such as 'NVIDIA A100-SXM4-80GB'; None where it is not there."""
-    words = set(re.split(r"[^A-Za-z0-9]+", name))
-    return next((device for device in DEVICES.values() if words.issuperset(device.name.split())), None)
-
-
-def named_device(name: str) -> Device:
-    """The device of `DEVICES` that a person calls `name`: 'h100', 'A100-80GB'.
-
-    Raises:
-        ValueError: naming those that there are.
-    """
-    plain = "".join(filter(str.isalnum, name)).lower()
-    fits = {key: device for key, device in DEVICES.items() if key.replace(" ", "").lower() == plain}
-    if not fits:
-        raise ValueError(f"--gpu: expected one of {', '.join(DEVICES)}, got {name!r}")
-    return next(iter(fits.values()))
+from orpo_trl.lengths import PairLengths
+from orpo_trl.losses import nll_tokens
+from orpo_trl.upstream import full_shape
 
 
 @dataclass(frozen=True)
 class MatrixWeights:
-    """Weights that a token is multiplied by.
+    """Counts of the weights that a token is multiplied by.
 
     Attributes:
-        body: those of all layers, whether tied to the embeddings or not; not embeddings, not the LM head.
-        active: those of `body` that one token meets: of a mixture of experts, the experts that it is sent to.
-        head: those of the LM head.
+        body: weights of all layers, without embeddings and LM head.
+        active: weights of `body` that one token uses. A mixture of experts sends it to some of the experts.
+        head: weights of the LM head, tied to the embeddings or not.
         attention: dimensions of the queries, all heads and layers together: 4 operations for each key of each query.
     """
 
@@ -83,16 +29,19 @@ class MatrixWeights:
 
 
 def planned_weights(config: PreTrainedConfig) -> MatrixWeights:
-    """`matrix_weights` of the model that a config describes, without any memory."""
+    """`matrix_weights` of the model that a config describes. Allocates no memory."""
     with torch.device("meta"):
         return matrix_weights(AutoModelForCausalLM.from_config(config))
 
 
 def matrix_weights(model: PreTrainedModel, has_adapter: bool = False) -> MatrixWeights:
-    """Weights of a model without its embeddings, and without those of an adapter, whichever part a rank holds."""
-    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    """Counts the weights of a model, without its embeddings and its adapter.
+
+    A sharded weight counts in full, whichever part of it this rank holds.
+    """
+    head, embeddings = head_weight(model), model.get_input_embeddings().weight
     text = model.config.get_text_config()
-    chosen = getattr(text, "num_experts_per_tok", None)
+    chosen: int = getattr(text, "num_experts_per_tok", None) or 0
     body = active = 0
     for name, weight in model.named_parameters():
         if weight is head or weight is embeddings or (has_adapter and weight.requires_grad):
@@ -107,45 +56,47 @@ def matrix_weights(model: PreTrainedModel, has_adapter: bool = False) -> MatrixW
     return MatrixWeights(body, active, full_shape(head).numel(), attention)
 
 
-def full_shape(weight: torch.nn.Parameter) -> torch.Size:
-    """Shape of a weight as a whole: under ZeRO-3 a rank holds a part of it, in 4 bits it is packed."""
-    if hasattr(weight, "ds_shape"):
-        return torch.Size(weight.ds_shape)
-    return torch.Size(weight.quant_state.shape) if getattr(weight, "quant_state", None) else weight.shape
+def head_weight(model: PreTrainedModel) -> torch.nn.Parameter:
+    """The weight of the LM head.
+
+    Raises:
+        ValueError: if the model has no LM head.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ValueError(f"{type(model).__name__} has no LM head.")
+    return head.weight
 
 
 def train_flops(
     config: PreTrainedConfig,
     model_args: ModelArguments,
     training: ORPOConfig,
-    lengths: np.ndarray,
+    lengths: PairLengths,
     is_padded: bool = False,
 ) -> float:
-    """Floating-point operations of training once on pairs of these lengths, all devices together.
+    """Floating-point operations of training once on pairs of these lengths, summed over all devices.
 
-    For each weight and token 2 in the forward pass, and in the backward pass 2 for the gradient of the input and 2 for
-    that of the weight: 6, or 4 where `use_peft` freezes it; an adapter's own are left out. The LM head runs where a
-    token is scored. Attention takes 4 for each query, key that it sees, and dimension, and twice that backward; sliding
-    windows are not deducted. Gradient checkpointing runs the layers' forward pass again.
+    Each weight costs 6 operations per token: 2 in the forward pass, 2 for the gradient of the input and 2 for the
+    gradient of the weight. A weight that `use_peft` freezes costs 4. The weights of the adapter are left out. The LM
+    head runs for scored tokens only. Attention costs 4 operations for each dimension of each pair of a query and a key
+    that it sees, and twice that in the backward pass; sliding windows are not deducted. Gradient checkpointing runs
+    the forward pass of the layers again.
 
     Args:
         config: of the model.
-        model_args, training: `use_peft`; `gradient_checkpointing` and `nll_scope`.
-        lengths: `[pairs, 3]`: tokens of prompt, chosen and rejected response; 0 where there is no rejected one.
-        is_padded: a row for each response, both as long as the longer; else the shared_prefix layout.
+        model_args: `use_peft` counts.
+        training: `gradient_checkpointing` and `nll_scope` count.
+        lengths: `[pairs]`.
+        is_padded: the padded layout, which pads both rows of a pair to the longer one; else shared_prefix.
     """
-    prompt, chosen, rejected = np.asarray(lengths, dtype=np.int64).T
-    has_rejected = rejected > 0
     if is_padded:
-        longest, rows = prompt + np.maximum(chosen, rejected), 1 + has_rejected
-        tokens, attended = rows * longest, rows * visible(longest, longest)
+        tokens, attended = lengths.rows * lengths.longest_row, lengths.attended_padded
     else:
-        # The rejected branch begins with the last prompt token again.
-        first, branch = prompt + chosen, (rejected + 1) * has_rejected
-        tokens, attended = first + branch, visible(first, first) + visible(branch, prompt + rejected)
-    scored = rejected + (prompt + chosen - 1 if training.nll_scope == "sequence" else chosen)
+        tokens, attended = lengths.packed, lengths.attended_packed
+    scored = nll_tokens(lengths.prompt, lengths.chosen, training.nll_scope) + lengths.rejected
     return flops(
-        planned_weights(config), tokens.sum(), attended.sum(), scored.sum(), model_args.use_peft,
+        planned_weights(config), int(tokens.sum()), int(attended.sum()), int(scored.sum()), model_args.use_peft,
         training.gradient_checkpointing,
     )  # fmt: skip
 
@@ -157,11 +108,11 @@ def flops(
 
     Args:
         weights: of the model.
-        tokens: that run through the layers.
+        tokens: tokens that run through the layers.
         attended: pairs of a query and a key that it sees.
         scored: tokens whose log-probability the LM head computes.
-        is_frozen: the weights take no gradient, because an adapter is trained in their place.
-        runs_again: gradient checkpointing computes the layers' forward pass twice.
+        is_frozen: the weights take no gradient, because an adapter is trained instead.
+        runs_again: gradient checkpointing computes the forward pass of the layers twice.
     """
     backward = 2 if is_frozen else 4
     body = (2 + backward + 2 * runs_again) * weights.active * tokens
@@ -169,18 +120,13 @@ def flops(
     return float(body + head + (3 + runs_again) * 4 * weights.attention * attended)
 
 
-def visible(queries: Any, keys: Any) -> Any:
-    """Pairs of a query and a key that it sees, where the last query is the last key's; ints or arrays of them."""
-    return queries * keys - queries * (queries - 1) // 2
-
-
 def training_time(flops: float, devices: int, peak_flops: float, utilisation: float) -> float:
-    """Seconds that so many operations take.
+    """Seconds of computing.
 
     Args:
-        flops: from `train_flops`.
-        devices: that share them.
-        peak_flops: of one device, FLOP/s.
+        flops: operations of all devices together, from `train_flops`.
+        devices: number of devices.
+        peak_flops: FLOP/s of one device.
         utilisation: share of the peak that is reached, above 0 and at most 1.
     """
     if not 0 < utilisation <= 1:

@@ -1,4 +1,4 @@
-"""What shards a run: the recipe's engine, the shipped accelerate configs, and the command line that starts either."""
+"""How a run starts: distributed strategies, the shipped accelerate configs, and the command line of a launch."""
 
 import os
 import shutil
@@ -11,27 +11,55 @@ import yaml
 
 from orpo_trl.paths import RECIPES, RUN_SCRIPT, relative
 
+
+@dataclass(frozen=True)
+class Strategy:
+    """How processes share a model.
+
+    Attributes:
+        shards_state: each process holds a share of the gradients and the optimizer state, else all of them.
+        shards_weights: each process holds a share of the weights, else all of them.
+        is_deepspeed: DeepSpeed shards, else torch.
+        is_offloaded: weights and optimizer state stay in CPU memory.
+    """
+
+    shards_state: bool = False
+    shards_weights: bool = False
+    is_deepspeed: bool = False
+    is_offloaded: bool = False
+
+
+STRATEGIES = {
+    "single": Strategy(),  # one process
+    "zero2": Strategy(shards_state=True, is_deepspeed=True),
+    "zero3": Strategy(shards_state=True, shards_weights=True, is_deepspeed=True),
+    "zero3_offload": Strategy(shards_state=True, shards_weights=True, is_deepspeed=True, is_offloaded=True),
+    "fsdp2": Strategy(shards_state=True, shards_weights=True),
+    "ddp": Strategy(),
+}
+# The strategies that `--engine` names.
+ENGINES = tuple(name for name in STRATEGIES if name != "single")
+# The strategies that a recipe names by `deepspeed`.
 DEEPSPEED = ("zero2", "zero3")
-ENGINES = (*DEEPSPEED, "zero3_offload", "fsdp2", "ddp")
 _OF_SEVERAL = ("machine_rank", "main_process_ip", "main_process_port")
 
 
 def resolve_deepspeed(deepspeed: str | dict | None) -> str | dict | None:
-    """What the recipe's `deepspeed` stands for in this process.
+    """The DeepSpeed config that the recipe's `deepspeed` means in this process, or None.
 
-    `zero2` and `zero3` name files of recipes/deepspeed/. An engine of the accelerate config that the run was launched
-    with wins over the recipe's, and a run of one process has nothing to shard.
+    `zero2` and `zero3` name files of recipes/deepspeed/. The strategy of the accelerate config that launched this
+    process wins over the recipe's. A run of one process has nothing to shard.
     """
     if deepspeed not in DEEPSPEED:
         return deepspeed
-    launched = any(os.environ.get(f"ACCELERATE_USE_{engine}") == "true" for engine in ("DEEPSPEED", "FSDP"))
+    launched = any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("DEEPSPEED", "FSDP"))
     if launched or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     return str(RECIPES / "deepspeed" / f"{deepspeed}.json")
 
 
 def start_deepspeed_on_cpu() -> None:
-    """Open DeepSpeed's communication, which accelerate does for accelerators alone.
+    """Open DeepSpeed's communication, which accelerate opens on accelerators only.
 
     Without it, DeepSpeed counts one process.
     """
@@ -42,11 +70,11 @@ def start_deepspeed_on_cpu() -> None:
 
 @dataclass(frozen=True)
 class Launch:
-    """What `orpo-trl train` was asked for.
+    """The launch options of `orpo-trl train`.
 
     Attributes:
-        engine: one of `ENGINES`, or an accelerate config file; None for the recipe's own.
-        num_processes: GPUs of all machines together; None for all of this machine's.
+        engine: one of `ENGINES`, or an accelerate config file; None for the recipe's own strategy.
+        num_processes: GPUs of all machines together; None for all GPUs of this machine.
         num_machines, machine_rank, main_process_ip, main_process_port: as in `accelerate launch`.
     """
 
@@ -61,15 +89,15 @@ class Launch:
 def launch_command(launch: Launch, recipe: str, overrides: list[str], own: dict[str, Any], gpus: int) -> list[str]:
     """The `accelerate launch` command line of a run.
 
-    It always names a config file and the number of processes: otherwise the defaults that the user once gave to
+    It always names a config file and the number of processes. Otherwise the defaults that the user once gave to
     `accelerate config` would decide.
 
     Args:
-        launch: what was asked for.
+        launch: the launch options.
         recipe: path of the recipe.
         overrides: passed on as they are.
-        own: the recipe's `deepspeed` and `fsdp`, which an engine that was asked for replaces.
-        gpus: of this machine; 0 for a CPU.
+        own: the recipe's `deepspeed` and `fsdp`; `launch.engine` replaces them.
+        gpus: GPUs of this machine; 0 means that the run is on a CPU.
 
     Raises:
         ValueError: naming the flags that are missing or do not fit together.
@@ -84,7 +112,7 @@ def launch_command(launch: Launch, recipe: str, overrides: list[str], own: dict[
     if launch.engine in (None, *ENGINES) or launch.num_processes is not None:
         command += ["--num_processes", str(processes)]
     if processes == 1 and gpus > 1:
-        # A process that sees several GPUs would take them all, one batch over all of them.
+        # A process that sees several GPUs would spread each batch over all of them.
         command += ["--gpu_ids", os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]]
     for name in ("machine_rank", "main_process_ip", "main_process_port"):
         value = getattr(launch, name)
@@ -96,7 +124,11 @@ def launch_command(launch: Launch, recipe: str, overrides: list[str], own: dict[
 
 
 def _default_engine(launch: Launch, named: str | None, processes: int, gpus: int) -> str:
-    """Where none is asked for: the recipe shards by itself in processes that are merely several."""
+    """The strategy of the accelerate config if `--engine` is not given.
+
+    On GPUs this is ddp, which only starts the processes: the recipe's `deepspeed` then shards by itself. On a CPU, and
+    for zero3 on several machines, the accelerate config must name DeepSpeed.
+    """
     if processes == 1:
         return "single"
     if not gpus or (launch.num_machines > 1 and named == "zero3"):
@@ -121,7 +153,7 @@ def _check(launch: Launch, engine: str, processes: int, gpus: int) -> None:
         raise ValueError(f"--num_processes {processes}: this machine has {gpus} GPU{'s' if gpus > 1 else ''}.")
     if not gpus and engine != "single" and not _config_file(engine, launch, gpus).is_file():
         asked = f"not under {engine}" if launch.engine else "and the recipe names none of them"
-        raise ValueError(f"On a CPU, processes start under --engine zero2, zero3 or fsdp2 alone, {asked}.")
+        raise ValueError(f"On a CPU, processes start under --engine zero2, zero3 or fsdp2 only, {asked}.")
 
 
 def _check_machines(launch: Launch) -> None:
@@ -130,18 +162,17 @@ def _check_machines(launch: Launch) -> None:
         if given:
             raise ValueError(f"{', '.join(given)}: these are for --num_machines 2 or more.")
         return
-    missing = [f"--{name}" for name in ("num_processes", *_OF_SEVERAL[:2]) if getattr(launch, name) is None]
-    if missing:
+    processes, rank = launch.num_processes, launch.machine_rank
+    if processes is None or rank is None or launch.main_process_ip is None:
+        missing = [f"--{name}" for name in ("num_processes", *_OF_SEVERAL[:2]) if getattr(launch, name) is None]
         raise ValueError(
             f"--num_machines {launch.num_machines} also needs {', '.join(missing)}: --num_processes counts the GPUs of "
             "all machines, --machine_rank is this one's number from 0, --main_process_ip the address of rank 0."
         )
-    if launch.num_processes % launch.num_machines:
-        raise ValueError(
-            f"--num_processes {launch.num_processes} is not a multiple of --num_machines {launch.num_machines}."
-        )
-    if not 0 <= launch.machine_rank < launch.num_machines:
-        raise ValueError(f"--machine_rank must be from 0 to {launch.num_machines - 1}, got {launch.machine_rank}.")
+    if processes % launch.num_machines:
+        raise ValueError(f"--num_processes {processes} is not a multiple of --num_machines {launch.num_machines}.")
+    if not 0 <= rank < launch.num_machines:
+        raise ValueError(f"--machine_rank must be from 0 to {launch.num_machines - 1}, got {rank}.")
 
 
 def _is_accelerate_config(path: Path) -> bool:
@@ -162,13 +193,6 @@ def _config_file(engine: str, launch: Launch, gpus: int) -> Path:
 
 
 def _accelerate() -> str:
-    """The accelerate of this environment, by name alone where the shell would find the same one."""
+    """The accelerate of this environment: its name if the shell finds the same one, else its path."""
     own, found = Path(sys.executable).parent / "accelerate", shutil.which("accelerate")
     return str(own) if own.exists() and found != str(own) else "accelerate"
-
-
-def count_gpus() -> int:
-    """Accelerators of this machine."""
-    import torch
-
-    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0

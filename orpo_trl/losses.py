@@ -23,6 +23,7 @@ accumulation steps. So the loss does not depend on how a global batch is split.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -134,11 +135,11 @@ def odds_ratio_delta(log_ratio: torch.Tensor) -> torch.Tensor:
 # | max_length       | max_length - 1            | rows          |
 
 
-def nll_tokens(prompt: int, response: int, scope: str) -> int:
+def nll_tokens(prompt: Any, response: Any, scope: str) -> Any:
     """Tokens of a chosen row that the NLL term covers. Nothing predicts the first token of a row.
 
     Args:
-        prompt, response: their lengths in tokens.
+        prompt, response: their lengths in tokens, as ints or as arrays of them.
         scope: 'sequence' (prompt and response) or 'completion' (the response alone).
     """
     return response if scope == "completion" else prompt + response - 1

@@ -1,29 +1,109 @@
 """The model and tokenizer that a recipe names, and what training changes in a model."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
 from orpo_trl.config import ModelArguments
 from orpo_trl.upstream import disable_dropout_in_model
 
-# Modules that call `F.dropout` keep its probability as a plain number under one of these names (OPT: `dropout`;
-# attention layers of most models: `attention_dropout`).
+# Modules that call `F.dropout` keep its probability as a plain number under one of these names: `dropout` in OPT,
+# `attention_dropout` in the attention layers of most models.
 _FUNCTIONAL_DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop")
 
 
+def model_name(arguments: ModelArguments) -> str:
+    """`model_name_or_path`, which every recipe sets.
+
+    Raises:
+        ValueError: if it is not set.
+    """
+    if arguments.model_name_or_path is None:
+        raise ValueError("set `model_name_or_path` to a Hub id or a folder")
+    return arguments.model_name_or_path
+
+
 def load_tokenizer(arguments: ModelArguments, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of `tokenizer_name_or_path`, by default the model's."""
+    """The tokenizer of `tokenizer_name_or_path`. Default: the model's own.
+
+    For training it is complete: SFTTrainer itself does what `settle_tokenizer` does.
+    """
     own = arguments.tokenizer_name_or_path is None
     return AutoTokenizer.from_pretrained(
-        arguments.model_name_or_path if own else arguments.tokenizer_name_or_path,
+        model_name(arguments) if own else arguments.tokenizer_name_or_path,
         revision=arguments.model_revision if own else None,
         trust_remote_code=trust_remote_code,
     )
 
 
+def settle_tokenizer(
+    tokenizer: PreTrainedTokenizerBase,
+    eos_token: str | None = None,
+    chat_template_path: str | None = None,
+    may_add_tokens: bool = True,
+) -> int:
+    """Change a tokenizer as SFTTrainer does when it is made.
+
+    Args:
+        tokenizer: is changed.
+        eos_token: a token of its vocabulary, which becomes its end-of-sequence token.
+        chat_template_path: a .jinja file, or another tokenizer. Of the other tokenizer come the chat template, the
+            end-of-sequence token, and the tokens that this one lacks.
+        may_add_tokens: False if the model's embeddings stay as they are. No token is then added, and the other
+            tokenizer's end-of-sequence token must be in the vocabulary.
+
+    Returns:
+        How many tokens are added.
+
+    Raises:
+        ValueError: if an end-of-sequence token is not in the vocabulary.
+        FileNotFoundError: if the template's file does not exist.
+    """
+    if eos_token is not None:
+        if eos_token not in tokenizer.get_vocab():
+            raise ValueError(f"`eos_token: {eos_token}` is not in the tokenizer's vocabulary.")
+        tokenizer.eos_token = eos_token
+    if chat_template_path is None:
+        return 0
+    if chat_template_path.endswith((".jinja", ".j2")):
+        if not Path(chat_template_path).is_file():
+            raise FileNotFoundError(f"`chat_template_path`: the file {chat_template_path!r} does not exist.")
+        tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
+        return 0
+    source = AutoTokenizer.from_pretrained(chat_template_path)
+    vocabulary = tokenizer.get_vocab()
+    if not may_add_tokens and source.eos_token not in vocabulary:
+        raise ValueError(
+            f"`chat_template_path`: conversations of {chat_template_path!r} end with {source.eos_token!r}, which is no "
+            f"token of {tokenizer.name_or_path!r}."
+        )
+    added = [token for token in source.added_tokens_decoder.values() if token.content not in vocabulary]
+    added = added if may_add_tokens else []
+    tokenizer.add_tokens(added)
+    tokenizer.chat_template, tokenizer.eos_token = source.get_chat_template(), source.eos_token
+    return len(added)
+
+
+def load_processor(
+    name: str, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase | ProcessorMixin:
+    """The tokenizer of a model, or the processor that holds it: for a trainer that is given neither."""
+    return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+
+
 def model_init_kwargs(arguments: ModelArguments) -> dict:
-    """Keyword arguments of `from_pretrained` that the model arguments stand for."""
-    kwargs = {"revision": arguments.model_revision, "dtype": arguments.dtype}
+    """The model arguments as keyword arguments of `from_pretrained`."""
+    kwargs: dict[str, Any] = {"revision": arguments.model_revision, "dtype": arguments.dtype}
     if arguments.attn_implementation is not None:
         kwargs["attn_implementation"] = arguments.attn_implementation
     return kwargs
@@ -33,9 +113,9 @@ def build_from_scratch(arguments: ModelArguments, tokenizer: PreTrainedTokenizer
     """A model with random weights from the config at `model_name_or_path`; seed the generators first.
 
     Raises:
-        ValueError: where the config's vocabulary is smaller than the tokenizer's.
+        ValueError: if the config's vocabulary is smaller than the tokenizer's.
     """
-    config = AutoConfig.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision)
+    config = AutoConfig.from_pretrained(model_name(arguments), revision=arguments.model_revision)
     if config.get_text_config().vocab_size < len(tokenizer):
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens, but `vocab_size` of the config at "
@@ -47,7 +127,7 @@ def build_from_scratch(arguments: ModelArguments, tokenizer: PreTrainedTokenizer
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
-    """Set every dropout of the model to 0: the modules, and the probabilities that layers hand to `F.dropout`."""
+    """Set every dropout of the model to 0: in modules, and in the probabilities that layers pass to `F.dropout`."""
     disable_dropout_in_model(model)
     for module in model.modules():
         for name in _FUNCTIONAL_DROPOUTS:

@@ -1,4 +1,4 @@
-"""Where the recipes and the training script lie: in a checkout at its top, in an installed wheel inside the package."""
+"""Where the recipes and the training script are: at the top of a checkout, or inside the package of a wheel."""
 
 from pathlib import Path
 
@@ -10,5 +10,5 @@ RUN_SCRIPT = _HOME / "scripts" / "run_orpo.py"
 
 
 def relative(path: Path) -> Path:
-    """As the user would write it, where it lies below the current folder."""
+    """The path as the user would write it: relative, if it is below the current folder."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

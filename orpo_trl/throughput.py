@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
-from orpo_trl.flops import MatrixWeights, find_device, flops, matrix_weights
+from orpo_trl.devices import find_device
+from orpo_trl.flops import MatrixWeights, flops, matrix_weights
 
 GIB = 2**30
 

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from orpo_trl.flops import find_device
+from orpo_trl.devices import find_device
 
 SIDES = {"trl": "TRL", "padded": "ours, padded", "shared_prefix": "ours, shared prefix"}
 # hidden size, intermediate size, layers, attention heads, key-value heads
@@ -377,7 +377,7 @@ def measure_logging(job: dict) -> dict:
 def estimate_peak(trainer, rows: list[dict], steps: list[dict[str, int]], batch: int) -> int:
     """What `orpo-trl check` says of the peak, in bytes; on a GPU without what torch does not allocate itself."""
     from orpo_trl.check.activations import MicroBatch
-    from orpo_trl.check.memory import Engine, estimate_memory
+    from orpo_trl.check.memory import Sharding, estimate_memory
     from orpo_trl.config import ModelArguments
 
     is_packed, device = trainer.data_collator.layout == "shared_prefix", trainer.args.device.type
@@ -385,7 +385,7 @@ def estimate_peak(trainer, rows: list[dict], steps: list[dict[str, int]], batch:
     micro_batch = MicroBatch(2 * batch, tokens, max(max(row["lengths"]) for row in rows), is_packed)
     dtype = str(trainer.model.dtype).removeprefix("torch.")
     arguments = ModelArguments(dtype=dtype)
-    estimate = estimate_memory(trainer.model.config, arguments, trainer.args, Engine("single"), micro_batch, device)
+    estimate = estimate_memory(trainer.model.config, arguments, trainer.args, Sharding("single"), micro_batch, device)
     return estimate.total - (estimate.parts["libraries"] if device == "cuda" else 0)
 
 

@@ -7,11 +7,17 @@ Every key of a recipe can be overridden by `--key value`. `orpo-trl schema` list
 a recipe before training, and `orpo-trl train RECIPE` finds the command line for a distributed strategy.
 """
 
+# ruff: noqa: E402 (some of the warnings to hide are given by imports)
+
 import logging
 import os
 import sys
 from pathlib import Path
 from typing import NoReturn, cast
+
+from orpo_trl.quiet import hide_known_warnings
+
+hide_known_warnings()
 
 from accelerate import PartialState
 from rich.console import Console

@@ -1,6 +1,8 @@
-"""The command as its users run it: help, completion, recipes, and what it answers to wrong input."""
+"""The command as its users run it: help, completion, recipes, and messages for wrong input."""
 
+import dataclasses
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from click.testing import CliRunner
 from support.small import REPOSITORY
 
 from orpo_trl.cli import main
+from orpo_trl.config import ORPOConfig
 from orpo_trl.importers import TOOLS
 from orpo_trl.paths import RECIPES
 from orpo_trl.recipe.parse import parse_recipe
@@ -24,11 +27,20 @@ def run(*arguments):
     return CliRunner().invoke(main, list(arguments), prog_name="orpo-trl")
 
 
-def commands(command=main, path=()):
+def commands(command: click.Command = main, path: tuple[str, ...] = ()):
     yield path
     if isinstance(command, click.Group):
-        for name in command.list_commands(None):
-            yield from commands(command.get_command(None, name), (*path, name))
+        for name, inner in command.commands.items():
+            yield from commands(inner, (*path, name))
+
+
+def options(*path: str) -> dict[str, click.Option]:
+    """The options of a command by name."""
+    command: click.Command = main
+    for name in path:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    return {option.name: option for option in command.params if isinstance(option, click.Option) and option.name}
 
 
 @pytest.mark.parametrize("path", list(commands()), ids=" ".join)
@@ -77,8 +89,33 @@ def test_completion_script_is_one_that_the_shell_reads(shell, tmp_path):
 
 
 def test_tools_to_import_from_are_those_that_are_read():
-    (option,) = [option for option in main.commands["recipes"].commands["import"].params if option.name == "tool"]
-    assert set(option.type.choices) == set(TOOLS)
+    tool = options("recipes", "import")["tool"].type
+    assert isinstance(tool, click.Choice)
+    assert set(tool.choices) == set(TOOLS)
+
+
+def test_options_of_logps_have_the_choices_and_defaults_of_the_config():
+    config = {field.name: field for field in dataclasses.fields(ORPOConfig)}
+    shared = {name: option for name, option in options("logps").items() if name in config and name != "max_length"}
+    assert set(shared) > {"prompt_turns", "on_malformed", "pair_layout", "max_prompt_length", "strings_as_messages"}
+    for name, option in shared.items():
+        assert (option.get_default(click.Context(main)) or None) == (config[name].default or None), name
+        choices = option.type.choices if isinstance(option.type, click.Choice) else None
+        assert choices == config[name].metadata.get("choices"), name
+
+
+@pytest.mark.parametrize("path", list(commands()), ids=" ".join)
+def test_help_shows_one_spelling_and_every_option_takes_both(path):
+    for option in options(*path).values():
+        for name in (*option.opts, *option.secondary_opts):
+            assert "-" not in name.lstrip("-"), name
+    assert run("train", "quickstart", "--dry_run").stdout == run("train", "quickstart", "--dry-run").stdout
+
+
+def test_overrides_keep_their_text():
+    words = ["--run-name", "a-b --c-d", "--model_init_kwargs.some-part", "1", "--beta=0.5", "--num_processes", "1"]
+    line = run("train", "quickstart", "--dry-run", *words).stdout
+    assert shlex.split(line)[-5:] == ["--run-name", "a-b --c-d", "--model_init_kwargs.some-part", "1", "--beta=0.5"]
 
 
 def test_recipes_are_listed_and_printed():

@@ -1,12 +1,14 @@
 """Operations of training against closed forms and documented figures."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import MistralConfig, MixtralConfig
 
 from orpo_trl import ORPOConfig
 from orpo_trl.config import ModelArguments
-from orpo_trl.flops import DEVICES, find_device, planned_weights, train_flops, training_time
+from orpo_trl.flops import planned_weights, train_flops, training_time
+from orpo_trl.lengths import PairLengths
 
 MISTRAL_7B = MistralConfig(
     vocab_size=32000, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
@@ -23,7 +25,7 @@ ATTENTION = 4 * 4096 * 32
 
 def flops(lengths: list, use_peft: bool = False, checkpointing: bool = False, scope: str = "sequence", **kwargs):
     args = ORPOConfig("unused", bf16=False, gradient_checkpointing=checkpointing, nll_scope=scope)
-    return train_flops(MISTRAL_7B, ModelArguments(use_peft=use_peft), args, lengths, **kwargs)
+    return train_flops(MISTRAL_7B, ModelArguments(use_peft=use_peft), args, PairLengths(*np.array(lengths).T), **kwargs)
 
 
 def test_mistral_7b_takes_six_operations_for_each_weight_and_token():
@@ -73,9 +75,13 @@ def test_mixture_of_experts_counts_the_experts_of_a_token():
 
 
 def test_tied_head_is_counted_although_it_is_the_embeddings():
-    sizes = {"vocab_size": 100, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
-    config = MistralConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True)
-    untied = MistralConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)
+    config, untied = (
+        MistralConfig(
+            vocab_size=100, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, tie_word_embeddings=is_tied,
+        )
+        for is_tied in (True, False)
+    )  # fmt: skip
     assert planned_weights(config) == planned_weights(untied)
     assert planned_weights(config).head == 800
 
@@ -84,22 +90,3 @@ def test_time_is_operations_over_what_the_devices_reach():
     assert training_time(8 * 312e12 * 60, devices=8, peak_flops=312e12, utilisation=0.5) == 120
     with pytest.raises(ValueError, match="utilisation"):
         training_time(1e15, 8, 312e12, 40)
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("NVIDIA A100-SXM4-40GB", "A100 40GB"),
-        ("NVIDIA A100 80GB PCIe", "A100 80GB"),
-        ("NVIDIA H100 80GB HBM3", "H100"),
-        ("NVIDIA H100 PCIe", "H100 PCIe"),
-        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
-    ],
-)
-def test_device_is_found_by_the_name_that_torch_gives_it(name, words):
-    assert find_device(name) is DEVICES[words]
-
-
-@pytest.mark.parametrize("name", ["NVIDIA GeForce GTX 1080", "NVIDIA GH200 480GB"])
-def test_unknown_device_is_none(name):
-    assert find_device(name) is None

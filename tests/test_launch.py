@@ -14,18 +14,20 @@ def one_process(monkeypatch):
     monkeypatch.chdir(RECIPES.parent)
 
 
-def test_recipes_engine_is_for_several_processes(monkeypatch):
+def test_strategy_of_the_recipe_is_for_several_processes(monkeypatch):
     assert resolve_deepspeed("zero3") is None  # one process has nothing to shard
     monkeypatch.setenv("WORLD_SIZE", "4")
     for stage in (2, 3):
-        config = json.loads(Path(resolve_deepspeed(f"zero{stage}")).read_text())
+        path = resolve_deepspeed(f"zero{stage}")
+        assert isinstance(path, str)
+        config = json.loads(Path(path).read_text())
         assert config["zero_optimization"]["stage"] == stage
     assert resolve_deepspeed("my.json") == "my.json"
     assert resolve_deepspeed(None) is None
 
 
 @pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP"])
-def test_accelerate_config_wins_over_the_recipes_engine(monkeypatch, engine):
+def test_accelerate_config_wins_over_the_strategy_of_the_recipe(monkeypatch, engine):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
     assert resolve_deepspeed("zero3") is None
@@ -88,7 +90,7 @@ def test_command_line(launch, own, gpus, expected, tmp_path, monkeypatch):
 def test_accelerate_starts_what_was_asked_for_whatever_its_defaults(
     launch, own, gpus, starts, default, tmp_path, monkeypatch
 ):
-    """What accelerate makes of the command line, on a machine with other defaults; only the GPUs are made up."""
+    """accelerate parses the command line, on a machine with other defaults. The number of GPUs is faked."""
     import torch
     from accelerate.commands import launch as accelerate_launch
 

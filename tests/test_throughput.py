@@ -3,6 +3,7 @@
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from support.small import tiny_model
@@ -11,6 +12,7 @@ from orpo_trl import ORPOConfig
 from orpo_trl.batch import PairCollator
 from orpo_trl.config import ModelArguments
 from orpo_trl.flops import matrix_weights, planned_weights, train_flops
+from orpo_trl.lengths import PairLengths
 from orpo_trl.throughput import GIB, Throughput, peak_memory
 
 PAIRS = [
@@ -101,7 +103,7 @@ def test_mfu_is_the_plan_of_the_check_over_peak_and_time(clock, monkeypatch):
     clock.seconds += 4
     mfu = meter.metrics([meter.numbers()] * 2)["throughput/mfu_percent"]
     args = ORPOConfig("unused", bf16=False, gradient_checkpointing=False)
-    planned = train_flops(model.config, ModelArguments(), args, [(50, 200, 100)])
+    planned = train_flops(model.config, ModelArguments(), args, PairLengths(*np.array([(50, 200, 100)]).T))
     assert mfu == pytest.approx(100 * 2 * planned / (4 * 2 * 989e12), rel=5e-3)
 
 

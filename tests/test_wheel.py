@@ -1,4 +1,4 @@
-"""What an installed package has, beside its code."""
+"""The files of an installed package that are no code."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from orpo_trl.paths import RECIPES
 
 
 @pytest.mark.slow
-def test_wheel_holds_recipes_engines_the_script_and_the_page(tmp_path):
+def test_wheel_holds_recipes_launch_configs_the_script_and_the_page(tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -42,7 +42,7 @@ def test_wheel_holds_recipes_engines_the_script_and_the_page(tmp_path):
     assert run("recipes", "mistral_beta") == (RECIPES / "mistral_beta.yaml").read_text(encoding="utf-8")
     line = run("train", "quickstart", "--dry-run")
     assert "installed/orpo_trl/shipped/scripts/run_orpo.py installed/orpo_trl/shipped/recipes/quickstart.yaml" in line
-    assert "Nothing to mend." in run("check", "quickstart")
+    assert "Nothing to fix." in run("check", "quickstart")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     assert run("report", ".") == "report.html\n"
     assert "<h2>Curves</h2>" in (tmp_path / "report.html").read_text(encoding="utf-8")

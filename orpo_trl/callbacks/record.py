@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from orpo_trl import run_folder
 from orpo_trl.callbacks.trackers import current_run_id
 from orpo_trl.config import ORPOConfig
-from orpo_trl.flops import full_shape
+from orpo_trl.upstream import full_shape
 from orpo_trl.yaml_text import to_yaml
 
 PACKAGES = (

@@ -1,25 +1,21 @@
-"""Memory that the passes of a model take, measured without memory.
+"""The memory of a model's forward and backward pass, measured without that memory.
 
-The architecture itself, cut to two and to three layers, runs forward and backward on tensors without storage.
+The model itself, cut to two and to three layers, runs forward and backward on tensors without storage.
 """
 
 import copy
 import weakref
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from trl import get_peft_config
 
 from orpo_trl.config import ModelArguments, ORPOConfig
 from orpo_trl.model import disable_dropout
+from orpo_trl.upstream import fake_tensors, watching_tensors
 
 
 @dataclass(frozen=True)
@@ -27,8 +23,8 @@ class MicroBatch:
     """The largest forward pass of one process.
 
     Attributes:
-        rows: padded rows, or segments of the packed row: two for a pair.
-        tokens: of all rows, filling included.
+        rows: padded rows, or segments of the packed row; a pair has two.
+        tokens: tokens of all rows, padding included.
         longest: tokens of the longest response with its prompt.
         is_packed: whether the layout is shared_prefix.
     """
@@ -44,10 +40,10 @@ class Dtypes:
     """Dtypes of a run.
 
     Attributes:
-        held: of the weights as the engine holds them, master copies apart.
-        model: of the weights that the layers are given.
-        compute: of matrix products.
-        trained: of trained weights as the engine holds them; an adapter can differ from its base.
+        held: weights in memory, without master copies.
+        model: weights that the layers use.
+        compute: matrix products.
+        trained: trained weights in memory; an adapter can differ from its base.
     """
 
     held: torch.dtype
@@ -61,15 +57,16 @@ class Activations:
     """Bytes of a forward and backward pass without the LM head, linear in the number of layers.
 
     Attributes:
-        saved: of two and three layers, between the passes.
-        peak: of two and three layers, at the peak; working gradients included, gradients of weights not.
+        saved: with two and with three layers, between the passes.
+        peak: with two and with three layers, at the peak. Gradients of activations are included, gradients of weights
+            are not.
     """
 
     saved: tuple[int, int]
     peak: tuple[int, int]
 
     def at(self, layers: int) -> tuple[int, int]:
-        """Saved and peak bytes with so many layers."""
+        """Saved and peak bytes with this number of layers."""
         (saved, more), (peak, higher) = self.saved, self.peak
         return saved + (layers - 2) * (more - saved), peak + (layers - 2) * (higher - peak)
 
@@ -82,10 +79,10 @@ def measure_activations(
     dtypes: Dtypes,
     device: str,
 ) -> Activations:
-    """Runs the architecture, cut to two and to three layers, forward and backward on tensors without storage.
+    """Measures the model, cut to two and to three layers.
 
     Raises:
-        ValueError: where it cannot run so: it has no layers of attention, or an attention that is not exchangeable.
+        ValueError: if the model cannot run so, such as one without attention layers, or with attention of its own.
     """
     try:
         short, long = (
@@ -110,14 +107,15 @@ def _run(config, model_args, training, micro_batch, dtypes, device) -> tuple[int
             causal.enable_input_require_grads()
     rows = 1 if micro_batch.is_packed else micro_batch.rows
     autocast = nullcontext() if dtypes.compute == dtypes.model else torch.autocast("cpu", dtypes.compute)
-    # Fake tensors have a device, which autocast goes by, and meta tensors have not.
-    with FakeTensorMode():
+    # Autocast needs tensors on a device. Fake tensors have one, meta tensors do not.
+    with fake_tensors():
         _make_fake(model, dtypes.trained if model is not causal else dtypes.model)
         shape = rows, micro_batch.tokens // rows
         inputs = {name: torch.zeros(shape, dtype=torch.int64) for name in ("input_ids", "position_ids")}
-        # A mask of four dimensions is taken as it is, where making one would look into tensors that hold nothing.
+        # The model takes a mask of four dimensions as it is. To make one, it would read tensors that hold nothing.
         inputs["attention_mask"] = torch.zeros(1, 1, 1, 1)
-        with LiveBytes(model) as live:
+        live = LiveBytes(model)
+        with watching_tensors(live.add):
             with autocast:
                 body = getattr(causal, causal.base_model_prefix)
                 hidden = body(**inputs, use_cache=False).last_hidden_state
@@ -127,7 +125,7 @@ def _run(config, model_args, training, micro_batch, dtypes, device) -> tuple[int
 
 
 def _make_fake(model: nn.Module, trained: torch.dtype) -> None:
-    """Puts fake tensors in the place of meta tensors; gradients of weights, which are counted apart, go at once."""
+    """Replaces meta tensors by fake tensors. Gradients of weights are dropped at once: they are counted elsewhere."""
     made: dict[int, torch.Tensor] = {}
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
@@ -149,33 +147,30 @@ def _cut(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
         if getattr(text, name, None):
             setattr(text, name, getattr(text, name)[-layers:])
     if getattr(text, "first_k_dense_replace", None):
-        text.first_k_dense_replace = 0  # the first layers of a mixture of experts are not the rule
+        text.first_k_dense_replace = 0  # its dense first layers are not typical
     text.num_hidden_layers = layers
     return config
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made within it and still alive.
+class LiveBytes:
+    """Counts the bytes of tensors while they are alive.
+
+    Args:
+        model: its weights do not count.
 
     Attributes:
-        bytes: now.
-        peak: the most so far.
+        bytes: their sum now.
+        peak: the largest sum so far.
     """
 
     def __init__(self, model: nn.Module):
-        super().__init__()
         self.bytes = self.peak = 0
         tensors = [*model.parameters(), *model.buffers()]
         self._known = {id(tensor.untyped_storage()): tensor for tensor in tensors}
 
-    def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self._add(leaf.untyped_storage())
-        return result
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
+    def add(self, tensor: torch.Tensor) -> None:
+        """Count a tensor from now on; one that shares the storage of a counted one costs nothing."""
+        storage = tensor.untyped_storage()
         if id(storage) in self._known:
             return
         self._known[id(storage)] = None
@@ -191,12 +186,12 @@ class LiveBytes(TorchDispatchMode):
 class _KernelLike:
     """An attention function that allocates and saves what a fused kernel does: q, k, v, output and log-sum-exp.
 
-    A packed row's keys hold each prompt once for each response. How long prompts are is not known here: its segments
-    are taken to be as long as the longest. On a CPU each segment has a call of its own, for which outputs are joined,
-    and each rejected one, half of them, a mask.
+    The keys of a packed row hold each prompt once for each response. The lengths of prompts are not known here, so all
+    segments count as the longest one. On a CPU each segment is a call of its own: the outputs of all calls are copied
+    into one tensor, and the call of a rejected response needs a mask. Half of the segments are rejected responses.
     """
 
-    name = "preflight"
+    name = "orpo_trl_check"
 
     def __init__(self, micro_batch: MicroBatch, device: str):
         rows, tokens, longest = micro_batch.rows, micro_batch.tokens, micro_batch.longest
@@ -223,12 +218,12 @@ class _FusedAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx, *gradients):
         return *(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3]), None
 
 
 def with_adapter(model: PreTrainedModel, model_args: ModelArguments) -> nn.Module:
-    """The model, with the adapter that `use_peft` asks for."""
+    """The model, with an adapter if `use_peft` is set."""
     adapter = get_peft_config(model_args)
     if adapter is None:
         return model

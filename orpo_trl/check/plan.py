@@ -1,10 +1,12 @@
-"""The steps that plan a run: optimiser steps, memory, time and cost, and what is not installed."""
+"""The steps that plan a run: optimiser steps, memory, time and cost, and missing packages."""
 
 import importlib.util
+import json
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -13,13 +15,24 @@ from huggingface_hub import get_token
 from transformers import get_scheduler
 
 from orpo_trl.check.activations import MicroBatch
-from orpo_trl.check.flight import Failed, Preflight, Skipped
-from orpo_trl.check.memory import estimate_memory
-from orpo_trl.flops import Device, find_device, named_device, train_flops, training_time
-from orpo_trl.launch import Launch, count_gpus, launch_command
+from orpo_trl.check.memory import Sharding, estimate_memory
+from orpo_trl.check.results import (
+    CheckOptions,
+    DataResult,
+    Failed,
+    ModelResult,
+    RecipeResult,
+    ScheduleResult,
+    Skipped,
+)
+from orpo_trl.config import ORPOConfig
+from orpo_trl.devices import Device, count_gpus, find_device, named_device
+from orpo_trl.flops import train_flops, training_time
+from orpo_trl.launch import DEEPSPEED, Launch, launch_command
+from orpo_trl.model import model_name
 
 GIB = 2**30
-# Micro-batches drawn to find how large the largest is, and how full padded ones are.
+# Random micro-batches that show the size of the largest one and the padding of padded ones.
 DRAWS = 2_000
 # Packages of optimizers, by how their names begin.
 _OTHER_OPTIMIZERS = {
@@ -28,84 +41,88 @@ _OTHER_OPTIMIZERS = {
 }  # fmt: skip
 
 
-def check_schedule(flight: Preflight) -> Iterator[str]:
-    flight.need("pairs", "Data")
-    training = flight.training
-    per_step = training.per_device_train_batch_size * flight.processes * training.gradient_accumulation_steps
+def check_schedule(
+    options: CheckOptions, recipe: RecipeResult, model: ModelResult, data: DataResult
+) -> Iterator[str | ScheduleResult]:
+    """Optimiser steps, warm-up, and tokens of an epoch."""
+    training, batch_size = recipe.training, recipe.training.per_device_train_batch_size
+    per_step = batch_size * options.processes * training.gradient_accumulation_steps
     yield (
-        f"{per_step} pairs an optimiser step: {training.per_device_train_batch_size} a process, times "
-        f"{flight.processes} (processes), times {training.gradient_accumulation_steps} (accumulation)"
+        f"{per_step} pairs an optimiser step: {batch_size} a process, times "
+        f"{options.processes} (processes), times {training.gradient_accumulation_steps} (accumulation)"
     )
-    epoch = flight.num_pairs / per_step
+    epoch = data.num_pairs / per_step
     epoch = int(epoch) if training.dataloader_drop_last else math.ceil(epoch)
     if not epoch:
         raise Failed(
-            f"`dataloader_drop_last: true` leaves no step: {flight.num_pairs:,} rows are fewer than {per_step:,}."
+            f"`dataloader_drop_last: true` leaves no step: {data.num_pairs:,} rows are fewer than {per_step:,}."
         )
-    flight.num_steps = training.max_steps if training.max_steps > 0 else math.ceil(epoch * training.num_train_epochs)
-    warmup = training.get_warmup_steps(flight.num_steps)
-    epochs = "of a stream" if flight.is_stream else f"{flight.num_steps / epoch:.3g} epochs of {epoch:,}"
-    share = warmup / flight.num_steps
-    yield f"{flight.num_steps:,} optimiser steps, {epochs}; warm-up {warmup:,} ({share:.0%})"
-    get_scheduler(  # as the run will, so that wrong `lr_scheduler_kwargs` are told here
-        training.lr_scheduler_type, torch.optim.SGD([torch.zeros(1)], training.learning_rate), warmup, flight.num_steps,
-        dict(training.lr_scheduler_kwargs or {}),
-    )  # fmt: skip
-    prompt, chosen, rejected = flight.lengths.T
-    scale = flight.num_pairs / len(flight.lengths)
-    unique, all_tokens = flight.lengths.sum() * scale, (2 * prompt + chosen + rejected).sum() * scale
-    padded = _draw(flight, is_padded=True).mean() / training.per_device_train_batch_size * flight.num_pairs
-    whole = "in those rows" if flight.is_stream else "an epoch"
-    yield f"{_short(unique)} tokens {whole}, {prompt.sum() / flight.lengths.sum():.0%} of them of prompts"
-    if flight.is_padded:
-        yield f"padded, as this run is: {_short(padded)}, {1 - all_tokens / padded:.0%} of them filling"
+    num_steps = training.max_steps if training.max_steps > 0 else math.ceil(epoch * training.num_train_epochs)
+    yield ScheduleResult(num_steps, per_step)
+    warmup = training.get_warmup_steps(num_steps)
+    epochs = "of a stream" if data.is_stream else f"{num_steps / epoch:.3g} epochs of {epoch:,}"
+    yield f"{num_steps:,} optimiser steps, {epochs}; warm-up {warmup:,} ({warmup / num_steps:.0%})"
+    _check_scheduler(training, warmup, num_steps)
+    yield from _token_lines(training, model, data)
+    if warmup >= num_steps:
+        raise Failed(f"`warmup_steps: {training.warmup_steps:g}` leaves no step after the warm-up.")
+
+
+def _check_scheduler(training: ORPOConfig, warmup: int, num_steps: int) -> None:
+    """Makes the scheduler of the run, which finds wrong `lr_scheduler_kwargs`."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], training.learning_rate)
+    kwargs = training.lr_scheduler_kwargs
+    get_scheduler(
+        training.lr_scheduler_type, optimizer, warmup, num_steps, dict(kwargs) if isinstance(kwargs, dict) else {}
+    )
+
+
+def _token_lines(training: ORPOConfig, model: ModelResult, data: DataResult) -> Iterator[str]:
+    lengths = data.lengths
+    scale = data.num_pairs / len(lengths)
+    unique, total = lengths.unique.sum() * scale, lengths.total.sum() * scale
+    padded = _draw(training, data, is_padded=True).mean() / training.per_device_train_batch_size * data.num_pairs
+    padding = f"{1 - total / padded:.0%} of them padding"
+    whole = "in those rows" if data.is_stream else "an epoch"
+    yield f"{_short(unique)} tokens {whole}, {lengths.prompt.sum() / lengths.unique.sum():.0%} of them of prompts"
+    if model.is_padded:
+        yield f"padded, as this run is: {_short(padded)}, {padding}"
     else:
         yield (
-            f"padded, with each prompt twice, it would be {_short(padded)}, "
-            f"{1 - all_tokens / padded:.0%} of them filling: {padded / unique:.2f} times as many"
+            f"padded, with each prompt twice, it would be {_short(padded)}, {padding}: "
+            f"{padded / unique:.2f} times as many"
         )
-    if warmup >= flight.num_steps:
-        raise Failed(f"`warmup_steps: {training.warmup_steps:g}` leaves no step after the warm-up.")
 
 
 def _short(tokens: float) -> str:
     return f"{tokens / 1e6:,.2f} million" if tokens > 1e5 else f"{tokens:,.0f}"
 
 
-def _draw(flight: Preflight, is_padded: bool) -> np.ndarray:
-    """Tokens of the forward pass of micro-batches drawn at random."""
-    size = flight.training.per_device_train_batch_size
-    rows = np.random.default_rng(flight.training.seed).integers(len(flight.lengths), size=(DRAWS, size))
-    prompt, chosen, rejected = (part[rows] for part in flight.lengths.T)
-    if is_padded:
-        longest = (prompt + np.maximum(chosen, rejected)).max(1)
-        return longest * (size + (rejected > 0).sum(1))
-    return (prompt + chosen + rejected + (rejected > 0)).sum(1)
+def _draw(training: ORPOConfig, data: DataResult, is_padded: bool) -> np.ndarray:
+    """Tokens of the forward passes of random micro-batches."""
+    size = training.per_device_train_batch_size
+    rows = np.random.default_rng(training.seed).integers(len(data.lengths), size=(DRAWS, size))
+    return data.lengths[rows].batch(is_packed=not is_padded)
 
 
-def check_memory(flight: Preflight) -> Iterator[str]:
-    flight.need("pairs", "Data")
-    training, device = flight.training, "cuda" if flight.is_on_gpu else "cpu"
-    if not flight.is_on_gpu:  # which engines start there
-        launch_command(Launch(flight.options["engine"], flight.processes), "", [], flight.own_engine, gpus=0)
-    prompt, chosen, rejected = flight.lengths.T
-    longest = int((prompt + np.maximum(chosen, rejected)).max())
-    largest = int(_draw(flight, flight.is_padded).max())
-    rows = 2 * training.per_device_train_batch_size
-    budget = training.max_tokens_per_micro_batch
-    if budget is not None and largest > budget:
-        one = longest * 2 if flight.is_padded else int((flight.lengths.sum(1)).max()) + 1
-        rows, largest = max(2, rows * budget // largest), max(budget, one)
-        if one > budget:
-            yield f"a pair of {one:,} tokens is more than `max_tokens_per_micro_batch: {budget}` and gets its own pass"
-    batch = MicroBatch(rows, largest, longest, not flight.is_padded)
+def check_memory(options: CheckOptions, recipe: RecipeResult, model: ModelResult, data: DataResult) -> Iterator[str]:
+    """Memory of one process, compared with what there is."""
+    device = "cuda" if options.is_on_gpu else "cpu"
+    if not options.is_on_gpu:  # raises for a strategy that does not start on a CPU
+        launch_command(Launch(options.engine, options.processes), "", [], recipe.own, gpus=0)
+    batch, note = _largest_batch(recipe.training, model, data)
+    if note:
+        yield note
+    sharding = _sharding(options, recipe.own)
     try:
-        estimate = estimate_memory(flight.config, flight.model_args, training, flight.engine, batch, device)
-    except ValueError as error:  # an optimizer or a model that is not known here is no fault of the recipe
+        estimate = estimate_memory(model.config, recipe.model_args, recipe.training, sharding, batch, device)
+    except ValueError as error:  # an unknown optimizer or model is no fault of the recipe
         raise Skipped(str(error)) from error
-    has, whose = _capacity(flight)
-    engine = flight.engine
-    yield f"engine {engine.name}, processes {engine.processes}; largest micro-batch {largest:,} tokens, row {longest:,}"
+    has, whose = _capacity(options)
+    yield (
+        f"engine {sharding.strategy}, processes {sharding.processes}; largest micro-batch {batch.tokens:,} tokens, "
+        f"row {batch.longest:,}"
+    )
     for item, size in estimate.parts.items():
         yield f"{item:<24}{size / GIB:>9.2f} GiB"
     yield f"{'at the peak':<24}{estimate.total / GIB:>9.2f} GiB for each process"
@@ -115,57 +132,95 @@ def check_memory(flight: Preflight) -> Iterator[str]:
             "`per_device_train_batch_size`, `max_tokens_per_micro_batch`, `gradient_checkpointing: true`, an 8-bit "
             "`optim`, zero3 over more GPUs, or `use_peft` with `load_in_4bit`."
         )
-    else:
-        yield f"fits into the {has / GIB:.1f} GiB of {whose}"
+    yield f"fits into the {has / GIB:.1f} GiB of {whose}"
     if device == "cuda":
         yield "Calculated, and not yet compared with a GPU's own figures; what its allocator cannot reuse comes on top."
 
 
-def _capacity(flight: Preflight) -> tuple[float, str]:
-    """Bytes that one process may take, and of what."""
-    memory, device = flight.options["gpu_memory"], _device(flight)
-    if memory:
-        return memory * GIB, "--gpu-memory"
+def _largest_batch(training: ORPOConfig, model: ModelResult, data: DataResult) -> tuple[MicroBatch, str]:
+    """The largest forward pass, and a note if a pair alone is more than the token budget."""
+    longest = int(data.lengths.longest_row.max())
+    tokens = int(_draw(training, data, model.is_padded).max())
+    rows, note = 2 * training.per_device_train_batch_size, ""
+    budget = training.max_tokens_per_micro_batch
+    if budget is not None and tokens > budget:
+        one = int(data.lengths[:, None].batch(is_packed=not model.is_padded).max())
+        rows, tokens = max(2, rows * budget // tokens), max(budget, one)
+        if one > budget:
+            note = f"a pair of {one:,} tokens is more than `max_tokens_per_micro_batch: {budget}` and gets its own pass"
+    return MicroBatch(rows, tokens, longest, not model.is_padded), note
+
+
+def _sharding(options: CheckOptions, own: dict[str, Any]) -> Sharding:
+    """How the processes of the run share the model."""
+    if options.engine:
+        return Sharding(options.engine, options.processes)
+    if options.processes == 1:
+        return Sharding("single")
+    strategy, auto_buckets = _strategy_of(own)
+    # On a CPU an accelerate config launches the recipe's strategy, with DeepSpeed's own buckets.
+    return Sharding(strategy, options.processes, auto_buckets and options.is_on_gpu)
+
+
+def _strategy_of(own: dict[str, Any]) -> tuple[str, bool]:
+    """The strategy that a recipe's `deepspeed` or `fsdp` means, and whether DeepSpeed's buckets are `auto`."""
+    deepspeed = own.get("deepspeed")
+    if deepspeed in DEEPSPEED:
+        return deepspeed, True
+    if not deepspeed:
+        return "fsdp2" if own.get("fsdp") else "ddp", False
+    config = deepspeed if isinstance(deepspeed, dict) else json.loads(Path(deepspeed).read_text(encoding="utf-8"))
+    zero = config.get("zero_optimization", {})
+    if zero.get("stage") not in (2, 3):
+        return "ddp", False
+    offloaded = zero["stage"] == 3 and zero.get("offload_optimizer", {}).get("device") not in (None, "none")
+    return f"zero{zero['stage']}" + ("_offload" if offloaded else ""), zero.get("reduce_bucket_size") == "auto"
+
+
+def _capacity(options: CheckOptions) -> tuple[float, str]:
+    """Bytes that one process may take, and whose they are."""
+    device = _device(options)
+    if options.gpu_memory:
+        return options.gpu_memory * GIB, "--gpu_memory"
     if device:
         return device.memory, device.name
     if count_gpus():
         return torch.accelerator.get_memory_info(0)[1], "this machine's GPU"
-    return psutil.virtual_memory().total / flight.processes, "this machine's memory, for each process"
+    return psutil.virtual_memory().total / options.processes, "this machine's memory, for each process"
 
 
-def _device(flight: Preflight) -> Device | None:
-    """The GPU that is planned for, where its figures are known."""
-    name = flight.options["gpu"]
-    if name:
-        return named_device(name)
+def _device(options: CheckOptions) -> Device | None:
+    """The GPU to plan for, if its figures are known."""
+    if options.gpu:
+        return named_device(options.gpu)
     return find_device(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None
 
 
-def check_time(flight: Preflight) -> Iterator[str]:
-    flight.need("num_steps", "Optimiser steps and tokens")
-    device = _device(flight)
+def check_time(
+    options: CheckOptions, recipe: RecipeResult, model: ModelResult, data: DataResult, schedule: ScheduleResult
+) -> Iterator[str]:
+    """Hours, GPU hours and cost."""
+    device = _device(options)
     if device is None:
         raise Skipped("no GPU is known; name one by --gpu")
-    training, options = flight.training, flight.options
-    if not (training.bf16 or training.fp16 or flight.model_args.dtype in ("bfloat16", "float16")):
+    training = recipe.training
+    if not (training.bf16 or training.fp16 or recipe.model_args.dtype in ("bfloat16", "float16")):
         raise Skipped("the run computes in 32 bits, and the peaks that are known are those of 16")
-    pairs = flight.num_steps * training.per_device_train_batch_size * flight.processes
-    pairs *= training.gradient_accumulation_steps
-    flops = train_flops(flight.config, flight.model_args, training, flight.lengths, flight.is_padded)
-    flops /= len(flight.lengths)
-    hours = training_time(flops * pairs, flight.processes, device.peak_flops, options["utilisation"]) / 3600
+    flops = train_flops(model.config, recipe.model_args, training, data.lengths, model.is_padded) / len(data.lengths)
+    total, processes = flops * schedule.num_steps * schedule.pairs_per_step, options.processes
+    hours = training_time(total, processes, device.peak_flops, options.utilisation) / 3600
     yield (
-        f"{flops / 1e12:.3g} TFLOP a pair; {flight.processes} × {device.name} at {options['utilisation']:.0%} of "
+        f"{flops / 1e12:.3g} TFLOP a pair; {processes} × {device.name} at {options.utilisation:.0%} of "
         f"{device.peak_flops / 1e12:.0f} TFLOP/s"
     )
-    yield f"{hours:.1f} hours, {hours * flight.processes:.1f} GPU hours, without evaluation and saving"
-    if options["price"] is not None:
-        yield f"{hours * flight.processes * options['price']:.0f} USD at {options['price']:g} USD a GPU hour"
+    yield f"{hours:.1f} hours, {hours * processes:.1f} GPU hours, without evaluation and saving"
+    if options.price is not None:
+        yield f"{hours * processes * options.price:.0f} USD at {options.price:g} USD a GPU hour"
 
 
-def check_installed(flight: Preflight) -> Iterator[str]:
-    flight.need("model_args", "Recipe")
-    training, packages = flight.training, list(_packages(flight))
+def check_installed(options: CheckOptions, recipe: RecipeResult) -> Iterator[str]:
+    """Packages and logins that the recipe needs."""
+    training, packages = recipe.training, list(_packages(recipe, _sharding(options, recipe.own)))
     missing = [f"{reason}: {how}" for name, reason, how in packages if importlib.util.find_spec(name) is None]
     if training.push_to_hub and not (training.hub_token or get_token()):
         missing.append("`push_to_hub: true`: run `hf auth login`")
@@ -173,16 +228,16 @@ def check_installed(flight: Preflight) -> Iterator[str]:
         missing.append("`report_to: wandb`: run `wandb login`, or set `wandb_mode: offline`")
     if missing:
         raise Failed("\n".join(missing))
-    if not Path(flight.model_args.model_name_or_path).exists() and not get_token():
+    if not Path(model_name(recipe.model_args)).exists() and not get_token():
         yield "not logged in to the Hub: gated models and private data need `hf auth login`"
     used = sorted({name for name, _, _ in packages})
     yield f"installed, as this recipe needs: {', '.join(used)}" if used else "this recipe needs no extra package"
 
 
-def _packages(flight: Preflight) -> Iterator[tuple[str, str, str]]:
-    """Import name, why it is needed, and how to get it."""
-    arguments, training = flight.model_args, flight.training
-    optim = training.optim.value
+def _packages(recipe: RecipeResult, sharding: Sharding) -> Iterator[tuple[str, str, str]]:
+    """Import name, what needs it, and how to install it."""
+    arguments, training = recipe.model_args, recipe.training
+    optim: str = getattr(training.optim, "value", training.optim)
     if training.use_liger_kernel:
         yield "liger_kernel", "`use_liger_kernel: true`", "pip install liger-kernel"
     if arguments.load_in_4bit or arguments.load_in_8bit:
@@ -197,18 +252,19 @@ def _packages(flight: Preflight) -> Iterator[tuple[str, str, str]]:
         yield "bitsandbytes", f"`optim: {optim}`", "pip install 'orpo-trl[quant]', or set `optim: adamw_torch`"
     if arguments.use_peft:
         yield "peft", "`use_peft: true`", "pip install 'orpo-trl[peft]'"
-    if flight.engine.name.startswith("zero"):
-        yield "deepspeed", f"the engine {flight.engine.name}", "pip install deepspeed"
-    if (arguments.attn_implementation or "").startswith("flash_attention"):
-        name = {"flash_attention_3": "flash_attn_interface"}.get(arguments.attn_implementation, "flash_attn")
-        yield name, f"`attn_implementation: {arguments.attn_implementation}`", "pip install flash-attn"
+    if sharding.is_deepspeed:
+        yield "deepspeed", f"the engine {sharding.strategy}", "pip install deepspeed"
+    attention = arguments.attn_implementation or ""
+    if attention.startswith("flash_attention"):
+        name = {"flash_attention_3": "flash_attn_interface"}.get(attention, "flash_attn")
+        yield name, f"`attn_implementation: {attention}`", "pip install flash-attn"
     for name in training.report_to or []:
         if name in ("wandb", "trackio", "tensorboard", "mlflow", "comet_ml", "neptune", "clearml", "swanlab"):
             yield name, f"`report_to: {name}`", f"pip install {name}"
 
 
 def _has_wandb_key(mode: str | None) -> bool:
-    """Whether there is one, or none is needed."""
+    """Whether wandb has a key, or needs none."""
     import wandb
 
     return (mode or os.environ.get("WANDB_MODE")) in ("offline", "disabled") or wandb.api.api_key is not None

@@ -20,12 +20,13 @@ from transformers.utils import logging as transformers_logging
 
 from orpo_trl.batch import PairCollator
 from orpo_trl.config import DataArguments, ModelArguments
+from orpo_trl.devices import torch_device
 from orpo_trl.metrics import METRICS
 from orpo_trl.pairs.load import load_pairs
 from orpo_trl.pairs.prepare import pair_lengths, prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.scoring.logps import RECORD, prepare_model, score_pairs
-from orpo_trl.scoring.models import find_device, load_model, load_tokenizer_for, require_model
+from orpo_trl.scoring.models import load_model, load_scoring_tokenizer, require_model
 
 FORMATS = (".jsonl", ".parquet")
 # The columns that the summary shows the means of, and the metrics that these means are.
@@ -79,10 +80,10 @@ def run_logps(
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
         transformers_logging.disable_progress_bar()
-    where = find_device(device)
+    where = torch_device(device)
     model_args = ModelArguments(model_name_or_path=model, tokenizer_name_or_path=tokenizer, dtype=dtype)
     require_model(model_args, trust_remote_code)
-    encoder = load_tokenizer_for(model_args, chat_template_path, trust_remote_code)
+    encoder = load_scoring_tokenizer(model_args, chat_template_path, trust_remote_code)
     data_args = DataArguments(dataset_name=data, dataset_config=config, dataset_train_split=split)
     rows, _ = load_pairs(data_args, with_test=False)
     prepared, report = prepare_pairs(rows, encoder, PairRules(**rules), split, on_malformed)

@@ -1,4 +1,4 @@
-"""`orpo-trl check`: each step finds what is wrong with what it looks at, and goes on."""
+"""`orpo-trl check`: each step finds the faults of its own part, and the next steps go on."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from support.small import REPOSITORY, make_rows
 from transformers import AutoTokenizer
 
 from orpo_trl import ORPOTrainer
-from orpo_trl.check.pair import scores, show_pair
+from orpo_trl.check.scored_tokens import scores, show_pair
 from orpo_trl.cli import main
 from orpo_trl.config import ORPOConfig
 from orpo_trl.model import build_from_scratch, load_tokenizer
@@ -34,6 +34,12 @@ def check(*arguments):
     steps = {title: (sign, text) for title, sign, text in zip(found[1::3], found[2::3], found[3::3], strict=True)}
     assert len(steps) == 9
     return result.exit_code, steps
+
+
+def number(pattern, text):
+    found = re.search(pattern, text)
+    assert found, (pattern, text)
+    return found[1]
 
 
 def test_all_steps_pass_on_the_quickstart():
@@ -108,7 +114,7 @@ def test_model_that_is_not_here_fails_and_says_that_the_network_is_needed():
         ),
     ],
 )
-def test_template_that_would_train_something_else_is_told(tmp_path, template, message):
+def test_template_that_would_train_something_else_is_reported(tmp_path, template, message):
     (tmp_path / "t.jinja").write_text(template)
     status, steps = check("quickstart", "--chat_template_path", tmp_path / "t.jinja")
     assert status == 1
@@ -130,7 +136,7 @@ def test_template_of_another_tokenizer_is_taken_as_in_training():
         (["--eos_token", "<nope>"], "`eos_token: <nope>` is not in the tokenizer's vocabulary"),
     ],
 )
-def test_model_and_settings_that_do_not_fit_are_told(overrides, message):
+def test_model_and_settings_that_do_not_fit_are_reported(overrides, message):
     status, steps = check("quickstart", *overrides)
     assert status == 1
     assert message in steps["Model config and tokenizer"][1]
@@ -150,18 +156,18 @@ def test_rows_are_prepared_with_their_report(tmp_path):
     assert steps["Memory"][0] == "skipped"
 
 
-def test_data_that_would_not_teach_to_stop_is_told():
+def test_data_that_would_not_teach_to_stop_is_reported():
     status, steps = check("quickstart", "--max_length", "20")
     assert status == 1
     assert "521 of 521 chosen responses are cut" in steps["Data"][1]
 
 
-def test_budget_below_a_pair_is_told():
+def test_budget_below_a_pair_is_reported():
     text = check("quickstart", "--max_tokens_per_micro_batch", "10")[1]["Memory"][1]
     assert re.search(r"a pair of \d+ tokens is more than `max_tokens_per_micro_batch: 10`", text)
 
 
-def test_engine_that_does_not_start_on_a_cpu_is_told():
+def test_engine_that_does_not_start_on_a_cpu_is_reported():
     status, steps = check("quickstart", "--engine", "ddp", "--num_processes", "2")
     assert status == 1
     assert "On a CPU, processes start under" in steps["Memory"][1]
@@ -180,13 +186,11 @@ def test_sample_stands_for_all_rows_unless_full(tmp_path):
     sample, full = check(*arguments)[1], check(*arguments, "--full")[1]
     assert "2,000 rows at random out of 2,500" in sample["Data"][1]
     assert "2,500 rows read" in full["Data"][1]
-    steps = [
-        re.search(r"([\d,]+) optimiser steps", found["Optimiser steps and tokens"][1])[1] for found in (sample, full)
-    ]
+    steps = [number(r"([\d,]+) optimiser steps", found["Optimiser steps and tokens"][1]) for found in (sample, full)]
     assert steps == ["2,355", "2,355"]
 
 
-def test_warm_up_that_never_ends_is_told():
+def test_warm_up_that_never_ends_is_reported():
     status, steps = check("quickstart", "--max_steps", "10", "--warmup_steps", "10")
     assert status == 1
     assert "leaves no step after the warm-up" in steps["Optimiser steps and tokens"][1]
@@ -198,7 +202,7 @@ def test_warm_up_that_never_ends_is_told():
     [(["--lr_scheduler_kwargs.nonsense", "3"], "nonsense"),
      (["--dataloader_drop_last", "--per_device_train_batch_size", "600"], "leaves no step")],
 )  # fmt: skip
-def test_schedule_that_would_fail_in_the_run_is_told(overrides, message):
+def test_schedule_that_would_fail_in_the_run_is_reported(overrides, message):
     status, steps = check("quickstart", *overrides)
     assert status == 1
     assert message in steps["Optimiser steps and tokens"][1]
@@ -221,23 +225,23 @@ def test_stream_has_no_epochs():
         (["--engine", "zero2", "--num_processes", "2", "--deepspeed", "zero3"], "zero2, processes 2"),
     ],
 )  # fmt: skip
-def test_memory_is_that_of_the_engine_that_will_run(arguments, engine):
-    steps = check("quickstart", *arguments, "--gpu-memory", "24")[1]
+def test_memory_is_estimated_for_the_strategy_of_the_launch(arguments, engine):
+    steps = check("quickstart", *arguments, "--gpu_memory", "24")[1]
     assert f"engine {engine};" in steps["Memory"][1]
 
 
-def test_optimizer_whose_memory_is_not_known_is_skipped():
-    steps = check("quickstart", "--optim", "rmsprop_bnb_32bit", "--gpu-memory", "24")[1]
+def test_memory_step_is_skipped_for_an_unknown_optimizer():
+    steps = check("quickstart", "--optim", "rmsprop_bnb_32bit", "--gpu_memory", "24")[1]
     assert steps["Memory"][0] == "✓"
-    steps = check("quickstart", "--optim", "lomo", "--gpu-memory", "24")[1]
+    steps = check("quickstart", "--optim", "lomo", "--gpu_memory", "24")[1]
     assert steps["Memory"] == ("skipped", steps["Memory"][1])
     assert "`optim: lomo` is not known" in steps["Memory"][1]
 
 
 def test_memory_is_compared_with_the_gpu():
-    status, steps = check("quickstart", "--gpu-memory", "0.5")
+    status, steps = check("quickstart", "--gpu_memory", "0.5")
     assert status == 1
-    assert "more than the 0.5 GiB of --gpu-memory" in steps["Memory"][1]
+    assert "more than the 0.5 GiB of --gpu_memory" in steps["Memory"][1]
     assert "weights" in steps["Memory"][1]
     assert check("quickstart", "--gpu", "h100")[1]["Memory"][0] == "✓"
 
@@ -248,10 +252,10 @@ def test_cost_follows_from_time_gpus_and_price():
         "quickstart", "--bf16", "--gpu", "h100", "--price", "1e9", "--num_processes", "2", "--utilisation", "0.5"
     )[1]
     text = steps["Time and cost"][1]
-    operations = float(re.search(r"([\d.e-]+) TFLOP a pair", text)[1]) * 1e12
-    steps_of_run = int(re.search(r"([\d,]+) optimiser steps", steps["Optimiser steps and tokens"][1])[1])
+    operations = float(number(r"([\d.e-]+) TFLOP a pair", text)) * 1e12
+    steps_of_run = int(number(r"([\d,]+) optimiser steps", steps["Optimiser steps and tokens"][1]))
     hours = operations * steps_of_run * 32 / (2 * 0.5 * 989e12) / 3600
-    assert float(re.search(r"(\d+) USD", text)[1]) == pytest.approx(hours * 2 * 1e9, rel=0.01)
+    assert float(number(r"(\d+) USD", text)) == pytest.approx(hours * 2 * 1e9, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -262,13 +266,13 @@ def test_cost_follows_from_time_gpus_and_price():
      (["--use_liger_kernel"], "pip install liger-kernel"),
      (["--report_to", "comet_ml"], "comet_ml")],
 )  # fmt: skip
-def test_missing_packages_are_told_with_the_way_to_get_them(overrides, message):
+def test_missing_packages_are_reported_with_the_way_to_install_them(overrides, message):
     status, steps = check("quickstart", *overrides)
     assert status == 1
     assert message in steps["Installed"][1]
 
 
-def test_wandb_without_a_login_is_told(monkeypatch, tmp_path):
+def test_wandb_without_a_login_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

@@ -1,4 +1,4 @@
-"""Estimates of memory against models that were really built and run, closed forms, and real processes."""
+"""Estimates of memory against real models and passes, closed forms, and real processes."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from orpo_trl import ORPOConfig
 from orpo_trl.attention import enable_packed_rows, reading_packed_row
 from orpo_trl.batch import MODEL_INPUTS, PairCollator
 from orpo_trl.check.activations import MicroBatch, measure_activations
-from orpo_trl.check.memory import Engine, count_weights, dtypes_of, estimate_memory
+from orpo_trl.check.memory import Sharding, count_weights, dtypes_of, estimate_memory
 from orpo_trl.config import ModelArguments
 
 GIB = 2**30
@@ -30,23 +30,23 @@ MISTRAL_7B = MistralConfig(
 )  # fmt: skip
 LINEAR_7B = 32 * 4096 * (4096 + 2 * 1024 + 4096 + 3 * 14336)  # q, k and v, o, MLP
 BATCH = MicroBatch(rows=16, tokens=24_000, longest=2048, is_packed=True)
-ZERO3 = Engine("zero3", 4)
+ZERO3 = Sharding("zero3", 4)
 FULL = ModelArguments()
-LORA = ModelArguments(use_peft=True, lora_r=8, lora_target_modules="all-linear")
+LORA = ModelArguments(use_peft=True, lora_r=8, lora_target_modules=["all-linear"])
 
 
 def settings(**kwargs) -> ORPOConfig:
     return ORPOConfig("unused", **{"bf16": False, "gradient_checkpointing": False, **kwargs})
 
 
-def estimate(engine=ZERO3, model_args=FULL, batch=BATCH, device="cuda", **kwargs):
+def estimate(sharding=ZERO3, model_args=FULL, batch=BATCH, device="cuda", **kwargs):
     """Of Mistral-7B."""
     training = settings(**{"bf16": True, "gradient_checkpointing": True, **kwargs})
-    return estimate_memory(MISTRAL_7B, model_args, training, engine, batch, device)
+    return estimate_memory(MISTRAL_7B, model_args, training, sharding, batch, device)
 
 
 def bytes_saved_by_a_real_pass(model, **inputs) -> int:
-    """Of all tensors that the forward pass of the layers keeps for the backward pass, weights apart."""
+    """Bytes of all tensors, except weights, that the forward pass of the layers keeps for the backward pass."""
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     saved = {}
 
@@ -64,7 +64,7 @@ def bytes_saved_by_a_real_pass(model, **inputs) -> int:
 
 def measured(config, batch: MicroBatch, **kwargs):
     training = settings(**kwargs)
-    dtypes = dtypes_of(config, FULL, training, Engine("single"))
+    dtypes = dtypes_of(config, FULL, training, Sharding("single"))
     return measure_activations(config, FULL, training, batch, dtypes, "cpu")
 
 
@@ -128,7 +128,7 @@ def test_checkpointing_keeps_the_inputs_of_layers():
 
 def test_autocast_keeps_cast_copies_of_the_weights():
     """Two bytes for each weight of a layer's matrices, which a bf16 model does not need."""
-    single, in_bf16 = Engine("single"), ModelArguments(dtype="bfloat16")
+    single, in_bf16 = Sharding("single"), ModelArguments(dtype="bfloat16")
     cast, plain = (estimate(single, args, optim="sgd", gradient_checkpointing=False) for args in (FULL, in_bf16))
     assert cast.parts["activations"] - plain.parts["activations"] > 2 * LINEAR_7B
 
@@ -145,13 +145,13 @@ def test_mistral_7b_under_zero3_shares_sixteen_bytes_for_each_weight():
     assert parts["optimizer"] == 8 * weights / 4
 
 
-def test_each_engine_holds_its_share():
+def test_each_strategy_holds_its_share():
     weights = 7_241_732_096
-    fsdp, zero2, ddp = (estimate(Engine(name, 8)).parts for name in ("fsdp2", "zero2", "ddp"))
+    fsdp, zero2, ddp = (estimate(Sharding(name, 8)).parts for name in ("fsdp2", "zero2", "ddp"))
     assert fsdp["weights"] == fsdp["gradients"] == 4 * weights / 8
     assert (zero2["weights"], zero2["gradients"]) == (2 * weights, 2 * weights / 8)
     assert (ddp["weights"], ddp["gradients"], ddp["optimizer"]) == (4 * weights, 4 * weights, 8 * weights)
-    offloaded = estimate(Engine("zero3_offload", 8)).parts
+    offloaded = estimate(Sharding("zero3_offload", 8)).parts
     assert not {"weights", "gradients", "optimizer", "fp32 master weights"} & set(offloaded)
 
 
@@ -161,7 +161,7 @@ def test_quantised_weights_take_half_a_byte_and_their_constants():
     for nested, constants in ((False, 32 / 64), (True, 8 / 64 + 32 / 64 / 256)):
         model_args = dataclasses.replace(LORA, dtype="bfloat16", load_in_4bit=True, use_bnb_nested_quant=nested)
         adapter = count_weights(MISTRAL_7B, model_args).trained
-        parts = estimate(Engine("single"), model_args).parts
+        parts = estimate(Sharding("single"), model_args).parts
         assert parts["weights"] == pytest.approx(LINEAR_7B * (4 + constants) / 8 + 2 * rest + 2 * adapter, abs=64)
 
 
@@ -180,7 +180,7 @@ def test_paged_state_counts_on_a_cpu_alone():
 
 def test_less_is_needed_with_more_gpus_checkpointing_smaller_batches_and_lora():
     base = estimate().total
-    assert estimate(Engine("zero3", 8)).total < base
+    assert estimate(Sharding("zero3", 8)).total < base
     assert base < estimate(gradient_checkpointing=False).total
     assert estimate(batch=MicroBatch(2, 3_000, 2048, True)).total < base
     assert estimate(model_args=LORA).total < base
@@ -189,8 +189,8 @@ def test_less_is_needed_with_more_gpus_checkpointing_smaller_batches_and_lora():
 def test_wrong_names_are_errors_that_list_the_known_ones():
     with pytest.raises(ValueError, match=r"optim: lomo.*Known are.*adamw_torch"):
         estimate(optim="lomo")
-    with pytest.raises(ValueError, match=r"single, ddp.*got 'zero4'"):
-        Engine("zero4", 2)
+    with pytest.raises(ValueError, match=r"single, zero2.*got 'zero4'"):
+        Sharding("zero4", 2)
     with pytest.raises(ValueError, match=r"cpu, cuda, got 'tpu'"):
         estimate(device="tpu")
 
@@ -224,6 +224,6 @@ def test_peak_of_two_processes_under_zero3_is_within_15_percent(name, tmp_path):
     # The rejected branch repeats the last prompt token.
     batch = MicroBatch(2 * pairs, pairs * (prompt + 2 * response + 1), prompt + response, is_packed=True)
     training = settings(gradient_checkpointing=checkpointing)
-    estimated = estimate_memory(config, FULL, training, Engine("zero3", 2), batch, "cpu").total
+    estimated = estimate_memory(config, FULL, training, Sharding("zero3", 2), batch, "cpu").total
     print(f"{name}: estimated {estimated / GIB:.2f} GiB, measured {[round(peak / GIB, 2) for peak in peaks]}")
     assert [estimated] * 2 == pytest.approx(peaks, rel=0.15)

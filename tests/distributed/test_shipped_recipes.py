@@ -1,4 +1,4 @@
-"""Every shipped recipe, with a tiny model and local rows by overrides alone: checked, and trained under its engine."""
+"""Every shipped recipe with a tiny model and local rows, by overrides only: checked, and trained with its strategy."""
 
 import json
 import math
@@ -59,16 +59,16 @@ def overrides(name, folders, output):
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_recipe_passes_its_check(name, folders, tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    arguments = ["check", name, *overrides(name, folders, tmp_path), "--num_processes", "2", "--gpu-memory", "80"]
+    arguments = ["check", name, *overrides(name, folders, tmp_path), "--num_processes", "2", "--gpu_memory", "80"]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "✗" not in result.output
-    assert "Nothing to mend." in result.output
+    assert "Nothing to fix." in result.output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_shipped_recipe_trains_under_the_engine_that_it_names(name, folders, tmp_path):
+def test_shipped_recipe_trains_with_the_strategy_that_it_names(name, folders, tmp_path):
     engine = load_recipe([name]).settings.get("deepspeed")
     processes = ["--num_processes", "2"] if engine else []
     done = subprocess.run(

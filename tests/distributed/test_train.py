@@ -35,7 +35,7 @@ def test_printed_command_does_the_same_as_train(tmp_path, flags):
     done = train(tmp_path / "a")
     assert done.returncode == 0, done.stderr[-3000:]
     printed = done.stdout.splitlines()[0]
-    dry = train(tmp_path / "a", "--dry-run").stdout.strip()
+    dry = train(tmp_path / "a", "--dry_run").stdout.strip()
     assert printed == dry
     pasted = dry.replace(str(tmp_path / "a"), str(tmp_path / "b"))
     subprocess.run(shlex.split(pasted), cwd=REPOSITORY, env=TRAIN_ENVIRONMENT, check=True, capture_output=True)

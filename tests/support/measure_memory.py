@@ -1,8 +1,8 @@
-"""Trains a Mistral of random weights in a launched process and writes what memory it took. Not a test itself.
+"""Trains a Mistral with random weights in a launched process, and writes its peak memory. Not a test itself.
 
     measure_memory.py '{"folder": ..., "pairs": 2, "prompt": 64, "response": 192, "config": {...}}'
 
-The folder holds the model's config.json. All pairs are alike; "config" is for `ORPOConfig`. Each rank writes its peak
+The folder holds the model's config.json. All pairs are equal. "config" is for `ORPOConfig`. Each rank writes its peak
 of resident memory, in bytes, to `peak_<rank>.txt`.
 """
 

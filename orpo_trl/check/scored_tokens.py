@@ -1,4 +1,4 @@
-"""One pair as text, token by token, with the terms of the loss that score each token."""
+"""One pair as text: each token with the terms of the loss that score it."""
 
 import itertools
 from typing import Any
@@ -21,13 +21,13 @@ _COLORS = {(False, False): "bright_black", (True, False): "blue", (False, True):
 
 
 def scores(pair: dict[str, Any], training: ORPOConfig) -> list[list[tuple[int, bool, bool]]]:
-    """Of each token of the chosen and the rejected row, its id and whether the NLL and the odds ratio score it.
+    """Each token of the chosen and the rejected row: its id, and whether the NLL and the odds ratio score it.
 
-    They are read from the batch that the trainer would make of the pair, in the padded layout.
+    The answers are read from the batch that the trainer would make of the pair, in the padded layout.
 
     Args:
-        pair: prepared, with `prompt_ids`, `chosen_ids` and `rejected_ids`.
-        training: `nll_scope` decides.
+        pair: a prepared pair, with `prompt_ids`, `chosen_ids` and `rejected_ids`.
+        training: its `nll_scope` decides.
     """
     batch = PairCollator(0, training.nll_scope)([pair])
     rows = []
@@ -41,7 +41,7 @@ def scores(pair: dict[str, Any], training: ORPOConfig) -> list[list[tuple[int, b
 
 
 def show_pair(pair: dict[str, Any], training: ORPOConfig, tokenizer: PreTrainedTokenizerBase, color: bool) -> list[str]:
-    """Lines of text: runs of tokens, a middle dot between them, each headed by what scores it."""
+    """Lines of text: runs of tokens with a middle dot between tokens; before each run, the terms that score it."""
     lines = []
     for title, row in zip(("chosen", "rejected"), scores(pair, training), strict=True):
         lines.append(f"{title}: {len(row):,} tokens")
@@ -65,7 +65,7 @@ def _lines(tokens: list[str]) -> list[str]:
 
 
 def _visible(token: str | bytes | None) -> str:
-    """Spaces and line ends of a token as signs; tokenizers of the GPT-2 kind write them as Ġ and Ċ."""
+    """A token with signs for its spaces and line ends, which tokenizers like GPT-2's write as Ġ and Ċ."""
     text = token.decode("utf-8", "replace") if isinstance(token, bytes) else str(token)
     for sign, meaning in (("Ġ", "▁"), ("Ċ", "⏎"), ("\n", "⏎"), ("<0x0A>", "⏎"), (" ", "▁")):
         text = text.replace(sign, meaning)
