@@ -12,6 +12,8 @@ for name in [name for name in os.environ if name.startswith(("WANDB_", "HF_", "O
     del os.environ[name]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# A second thread slows tiny models down, and sums then depend on how it shares the work.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # Absolute times say nothing on a shared machine.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -414,7 +414,8 @@ def test_models_that_are_not_exact_are_refused_by_name(build, reason):
 
 def test_auto_falls_back_in_one_line_and_trains(tokenizer, tmp_path, caplog):
     model = tiny_of_type("mamba", vocab_size=768)
-    trainer = ORPOTrainer(model, settings(tmp_path), train_dataset=make_dataset(8), processing_class=tokenizer)
+    args = settings(tmp_path, per_device_train_batch_size=1, max_length=40)
+    trainer = ORPOTrainer(model, args, train_dataset=make_dataset(2), processing_class=tokenizer)
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("orpo_trl")]
     assert [line for line in lines if "padded" in line] == [
         "Pairs are padded, and each prompt runs twice: MambaForCausalLM (model type `mamba`) is not known to read "

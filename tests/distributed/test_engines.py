@@ -56,7 +56,7 @@ slow = pytest.mark.slow
     [
         ("zero3", {}),
         ("fsdp2", {}),
-        ("zero3", BUDGET),
+        pytest.param("zero3", BUDGET, marks=slow),
         pytest.param("zero3", REENTRANT, marks=slow),
         pytest.param("zero3", ACCUMULATED_BUDGET, marks=slow),
         pytest.param("fsdp2", ACCUMULATED_BUDGET, marks=slow),
@@ -109,7 +109,7 @@ def test_two_processes_log_and_end_as_one(base, tmp_path):
         torch.testing.assert_close(weights["ddp"][name], weight, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("shards", [pytest.param(1, marks=slow), 3])
 def test_two_processes_share_a_stream_as_one_reads_it(base, tmp_path, shards):
     """accelerate repeats rows of one file, and where there are more gives each rank its own (then ZeRO-3 hangs)."""
     results = {}
