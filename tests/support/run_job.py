@@ -86,7 +86,7 @@ def main(job: dict) -> None:
             "eval": metrics,
         }
         (output / "result.json").write_text(json.dumps(result))
-    trainer.end()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
