@@ -1,4 +1,4 @@
-"""scripts/benchmark.py on a CPU, as its help says to run it."""
+"""scripts/benchmark.py on a CPU, run as its help says."""
 
 import json
 import os

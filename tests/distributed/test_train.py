@@ -1,4 +1,4 @@
-"""`orpo-trl train` in real processes: it runs what it prints."""
+"""`orpo-trl train` in real processes: it runs the command that it prints."""
 
 import json
 import shlex

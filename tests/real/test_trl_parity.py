@@ -1,4 +1,4 @@
-"""Against TRL's own trainer, on real UltraFeedback rows, the real Mistral tokenizer and a small Mistral."""
+"""Compared with TRL's trainer, on real UltraFeedback rows, with the real Mistral tokenizer and a small Mistral."""
 
 import copy
 
