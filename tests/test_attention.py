@@ -185,15 +185,21 @@ def test_load_balancing_weighs_tokens_as_padded_rows_do(model_type, pairs, token
         assert all((gradient == 0).all() for _, gradient in found)
 
 
-@pytest.mark.parametrize("options", [
+TRAINING_OPTIONS = [
     {},
     {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
     {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
     {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
     {"pad_to_multiple_of": 64},
     {"nll_scope": "completion", "nll_reduction": "sequence_mean"},
+]
+
+
+@pytest.mark.parametrize(("options", "lora"), [
+    *((options, False) for options in TRAINING_OPTIONS),
+    ({}, True),
+    *(pytest.param(options, True, marks=pytest.mark.slow) for options in TRAINING_OPTIONS[1:]),
 ])  # fmt: skip
-@pytest.mark.parametrize("lora", [False, True])
 def test_training_is_the_same_in_both_layouts(options, lora, tokenizer, tmp_path):
     runs = {}
     for layout in ("padded", "shared_prefix"):
