@@ -106,7 +106,7 @@ def main(arguments: list[str]) -> None:
     if training_args.push_to_hub:
         trainer.push_to_hub()
     finish_wandb()
-    trainer.end()
+    trainer.accelerator.end_training()
 
 
 def checkpoint_problem(args: ORPOConfig) -> str | None:

@@ -1,4 +1,4 @@
-"""The packed row against padded rows and against TRL's loss, for every model that reads it; and what is refused."""
+"""The packed row compared with padded rows and with TRL's loss, for every model type that reads it; and refusals."""
 
 import copy
 import functools
@@ -39,7 +39,7 @@ def ids(least: int, most: int):
 
 @st.composite
 def pair_lists(draw, nll_only: bool = True):
-    """1 to 4 pairs: prompts from 1 token to most of the row, answers of 1 token, prompts that several pairs have."""
+    """1 to 4 pairs. Prompts have 1 token or most of the row, and may be shared by pairs; some answers have 1 token."""
     prompts = draw(st.lists(st.one_of(ids(1, 1), ids(2, 10), ids(20, 30)), min_size=1, max_size=2))
     pairs = []
     for _ in range(draw(st.integers(1, 4))):
@@ -122,8 +122,8 @@ def trl_batch(pairs: list[dict]) -> dict[str, torch.Tensor]:
         rows = [(pair["prompt_ids"], pair[f"{side}_ids"]) for pair in pairs]
         longest = max(len(prompt + response) for prompt, response in rows)
 
-        def padded(values, filling, longest=longest):
-            return torch.tensor([row + [filling] * (longest - len(row)) for row in values])
+        def padded(values, padding, longest=longest):
+            return torch.tensor([row + [padding] * (longest - len(row)) for row in values])
 
         batch[f"{side}_input_ids"] = padded([prompt + response for prompt, response in rows], 0)
         batch[f"{side}_labels"] = padded([[-100] * len(prompt) + response for prompt, response in rows], -100)
@@ -155,7 +155,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize("model_type", sorted(EXACT_MODEL_TYPES))
-def test_layers_read_the_row_again_where_they_are_checkpointed(model_type):
+def test_checkpointed_layers_read_the_packed_row_again(model_type):
     model, packed = model_of_type(model_type)
     expected = loss_of(model, PAIRS, "padded")
     expected_gradient = gradients(expected, model)
@@ -186,15 +186,21 @@ def test_load_balancing_weighs_tokens_as_padded_rows_do(model_type, pairs, token
         assert all((gradient == 0).all() for _, gradient in found)
 
 
-@pytest.mark.parametrize("options", [
+TRAINING_OPTIONS = [
     {},
     {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
     {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
     {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
     {"pad_to_multiple_of": 64},
     {"nll_scope": "completion", "nll_reduction": "sequence_mean"},
+]
+
+
+@pytest.mark.parametrize(("options", "lora"), [
+    *((options, False) for options in TRAINING_OPTIONS),
+    ({}, True),
+    *(pytest.param(options, True, marks=pytest.mark.slow) for options in TRAINING_OPTIONS[1:]),
 ])  # fmt: skip
-@pytest.mark.parametrize("lora", [False, True])
 def test_training_is_the_same_in_both_layouts(options, lora, tokenizer, tmp_path):
     runs = {}
     for layout in ("padded", "shared_prefix"):
@@ -413,9 +419,10 @@ def test_models_that_are_not_exact_are_refused_by_name(build, reason):
     assert reason in why_not_exact(build())
 
 
-def test_auto_falls_back_in_one_line_and_trains(tokenizer, tmp_path, caplog):
+def test_auto_falls_back_to_padded_rows_with_one_log_line(tokenizer, tmp_path, caplog):
     model = tiny_of_type("mamba", vocab_size=768)
-    trainer = ORPOTrainer(model, settings(tmp_path), train_dataset=make_dataset(8), processing_class=tokenizer)
+    args = settings(tmp_path, per_device_train_batch_size=1, max_length=40)
+    trainer = ORPOTrainer(model, args, train_dataset=make_dataset(2), processing_class=tokenizer)
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("orpo_trl")]
     assert [line for line in lines if "padded" in line] == [
         "Pairs are padded, and each prompt runs twice: MambaForCausalLM (model type `mamba`) is not known to read "
@@ -455,7 +462,7 @@ def test_an_attention_changed_later_is_an_error_not_a_wrong_loss(tokenizer, tmp_
 
 
 def kinds(model_type: str) -> str:
-    """What the tiny model of this type has, by which README.md groups."""
+    """The group of README.md's table, from the config of the tiny model of this type."""
     config = tiny_of_type(model_type).config
     if model_type == "gpt_oss":
         return "windows, sinks, mixture of experts"

@@ -1,4 +1,4 @@
-"""Both layouts against sums written out row by row."""
+"""Both layouts compared with sums written out row by row."""
 
 import itertools
 
@@ -25,7 +25,7 @@ def pair_logps_of(logps: torch.Tensor, batch: dict) -> tuple[torch.Tensor, torch
 
 
 def token_logp(context: int, token: int) -> float:
-    """A made-up log-probability that tells which token was predicted from which."""
+    """A made-up log-probability, different for each pair of tokens."""
     return -(1 + context * 0.37 + token * 0.011) % 7 - 0.1
 
 
@@ -89,7 +89,7 @@ def test_rows_hold_the_texts_and_nothing_else(examples):
 
 @given(EXAMPLES, st.sampled_from([None, 8]))
 def test_packed_row_computes_each_prompt_once_and_lets_both_responses_see_it(examples, multiple):
-    """From the segments alone: the keys that each query reads spell the row that it stands in, up to itself."""
+    """From the segments alone: the keys that a query reads are the tokens of its row, up to the query itself."""
     batch = PairCollator(99, pad_to_multiple_of=multiple, layout="shared_prefix")(examples)
     segments, ids, positions = batch["segments"], batch["input_ids"][0].tolist(), batch["position_ids"][0].tolist()
     queries, keys = (torch.tensor(range(len(ids))).split(segments["query_lengths"]), segments["key_index"])
@@ -141,14 +141,14 @@ def test_budget_splits_the_rows_and_nothing_else(examples, budget, layout):
 
 @pytest.mark.parametrize("layout", ["padded", "shared_prefix"])
 def test_no_floating_point_tensor_is_handed_to_deepspeed(layout):
-    """It would be cast to the model's dtype: 1/347 in bf16 is off by 0.2 %."""
+    """DeepSpeed would cast it to the model's dtype: 1/347 in bf16 is wrong by 0.2 %."""
     batch = PairCollator(0, layout=layout)([{"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4]}])
     values = [*batch.values(), *batch.get("segments", {}).values()]
     assert not any(value.is_floating_point() for value in values if isinstance(value, torch.Tensor))
 
 
 @pytest.mark.parametrize("layout", ["padded", "shared_prefix"])
-def test_a_rank_without_rows_gets_a_batch_that_nothing_scores(layout):
+def test_batch_of_a_rank_without_rows_has_no_scored_token(layout):
     batch = PairCollator(7, layout=layout)([])
     assert (batch["shift_labels"] == -100).all()
     assert (batch["attention_mask"] == 1).all()

@@ -1,4 +1,4 @@
-"""The samplers' promise: each row is used once, and the rows of an optimiser step do not depend on who shares them."""
+"""Each row is used once, and the rows of an optimiser step do not depend on the number of ranks."""
 
 import itertools
 
@@ -15,7 +15,7 @@ STRATEGIES = ["random", "sequential", "group_by_length", "batch_rebalance"]
     st.integers(1, 60), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.sampled_from(STRATEGIES),
     st.integers(0, 2), st.booleans(),
 )  # fmt: skip
-def test_each_row_is_dealt_once_and_to_the_step_that_one_process_puts_it_in(
+def test_each_row_is_used_once_and_in_the_same_step_as_in_one_process(
     rows, batch_size, ranks, accumulation, strategy, epoch, is_padded
 ):
     lengths = [(7 * i) % 13 + 1 for i in range(rows)]
@@ -38,7 +38,7 @@ def test_each_row_is_dealt_once_and_to_the_step_that_one_process_puts_it_in(
 
 
 @given(st.integers(0, 40), st.integers(1, 4), st.integers(1, 3))
-def test_stream_is_dealt_once_and_in_as_many_micro_batches_to_each_rank(rows, batch_size, ranks):
+def test_each_row_of_a_stream_is_used_once_and_ranks_get_equally_many_micro_batches(rows, batch_size, ranks):
     stream = IterableDataset.from_generator(lambda: ({"row": k} for k in range(rows)))
     parts = [list(StreamedBatches(stream, batch_size, ranks, rank)) for rank in range(ranks)]
     slots = [sum(slot, []) for slot in zip(*parts, strict=True)]
@@ -65,7 +65,7 @@ def test_endless_stream_starts_again_and_is_never_short():
 
 
 def test_full_micro_batches_hold_batch_size_rows_in_order():
-    """The micro-batches of `torch.utils.data.BatchSampler`, which `micro_batch_mean` reproduces TRL with."""
+    """They are those of `torch.utils.data.BatchSampler`, so `micro_batch_mean` gives TRL's loss."""
     sampler = GlobalBatchSampler([1] * 21, 4, accumulation=2)
     assert [len(batch) for batch in sampler] == [4, 4, 4, 4, 4, 1]
     assert sum(sampler, []) == list(range(21))

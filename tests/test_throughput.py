@@ -1,4 +1,4 @@
-"""Counts of real batches against a recount of their rows, and rates against a clock that the test moves."""
+"""Counts of real batches, compared with a recount of their rows, and rates under a clock that the test moves."""
 
 import time
 from types import SimpleNamespace
@@ -53,7 +53,7 @@ def test_work_of_the_completion_scope_scores_no_prompt():
 
 
 def test_rates_are_over_the_window_of_all_ranks(clock):
-    """Two ranks, of which the other did as much: 58 tokens and 4 pairs in 2 seconds, and again in 4."""
+    """Two ranks do the same work: 58 tokens and 4 pairs, first in 2 seconds, then in 4."""
     meter, batch = throughput(), PairCollator(0, layout="shared_prefix")(PAIRS)
     meter.start()
     for seconds in (2, 4):
@@ -64,7 +64,7 @@ def test_rates_are_over_the_window_of_all_ranks(clock):
         assert metrics["throughput/pairs_per_second"] == pytest.approx(2 * 2 / seconds)
         assert metrics["throughput/padding_avoided_percent"] == pytest.approx(100 * (1 - 31 / 75))
         assert metrics["memory/peak_gib"] == max(3, peak_memory(torch.device("cpu")) / GIB)
-        assert "throughput/mfu_percent" not in metrics  # nobody knows what a CPU could do
+        assert "throughput/mfu_percent" not in metrics  # the peak of a CPU is not known
     assert metrics["num_tokens"] == 2 * 2 * 42
 
 
@@ -83,7 +83,7 @@ def test_pauses_take_no_time_and_may_be_nested(clock):
     assert metrics["num_tokens"] == 1040
 
 
-def test_nothing_is_told_outside_of_a_run():
+def test_nothing_is_measured_outside_of_a_run():
     meter = throughput()
     assert not meter.is_running
     with meter.pausing():
@@ -117,7 +117,7 @@ def test_weights_of_a_model_are_those_of_its_config_also_under_an_adapter():
     assert matrix_weights(adapted.get_base_model(), has_adapter=True) == expected
 
 
-def test_device_that_nobody_knows_has_no_mfu(monkeypatch):
+def test_unknown_device_has_no_mfu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU 9000")
     meter = Throughput(torch.device("cuda"), tiny_model())
     assert meter.peak_flops is None

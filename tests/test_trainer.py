@@ -1,4 +1,4 @@
-"""The trainer against the paper's formulas written out, and everything a user may pass to it."""
+"""The trainer compared with the paper's formulas written out, and every argument that a user may pass."""
 
 import copy
 import json
@@ -290,7 +290,7 @@ def test_model_by_name_without_args(tokenizer, tmp_path, monkeypatch):
     assert trainer.args.beta == 0.1
 
 
-def test_dict_of_eval_datasets_and_evaluate_on_raw_rows(tokenizer, tmp_path):
+def test_dict_of_evaluation_sets_and_evaluate_on_raw_rows(tokenizer, tmp_path):
     """Both crash TRL's trainer (known failure 12)."""
     trainer = ORPOTrainer(
         tiny_model(), settings(tmp_path), train_dataset=make_dataset(4),
@@ -322,7 +322,7 @@ def test_streams(tokenizer, tmp_path):
 
 
 def test_stream_shorter_than_a_run_starts_again_with_full_steps(tokenizer, tmp_path):
-    """6 rows for 3 steps of 2 x 2: as 12 rows would train, with no gradient carried over where the stream ends."""
+    """6 rows for 3 steps of 2 x 2 train as 12 rows would. No gradient is carried over the end of the stream."""
     rows = make_rows(6)
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 3}
     streamed = train(tiny_model(), tokenizer, IterableDataset.from_generator(lambda: iter(rows)), tmp_path, **options)
@@ -348,7 +348,7 @@ def test_token_id_rows_train_like_their_texts(tokenizer, tmp_path):
 
 
 def test_tokenizer_without_pad_token(tokenizer, tmp_path):
-    """Fails in TRL after the whole set is tokenised (known failure 15)."""
+    """TRL fails after it has tokenised the whole set (known failure 15)."""
     tokenizer.pad_token = None
     trainer = train(tiny_model(), tokenizer, make_dataset(8), tmp_path)
     assert trainer.data_collator.pad_token_id == tokenizer.eos_token_id
@@ -363,8 +363,8 @@ def test_pad_token_does_not_change_the_loss(tokenizer, tmp_path):
     assert len(losses) == 1
 
 
-def test_samples_with_an_eval_set_smaller_than_a_batch(tokenizer, tmp_path):
-    """`generate_during_eval` fails in TRL then (known failure 21)."""
+def test_samples_with_an_evaluation_set_smaller_than_a_batch(tokenizer, tmp_path):
+    """`generate_during_eval` fails in TRL with such a set (known failure 21)."""
     trainer = ORPOTrainer(
         tiny_model(), settings(tmp_path, generate_during_eval=True), train_dataset=make_dataset(4),
         eval_dataset=make_dataset(3, nll_only_every=3), processing_class=tokenizer,
@@ -377,7 +377,7 @@ def test_samples_with_an_eval_set_smaller_than_a_batch(tokenizer, tmp_path):
     assert records[0]["step"] == 0
 
 
-def test_samples_of_each_eval_set(tokenizer, tmp_path):
+def test_samples_of_each_evaluation_set(tokenizer, tmp_path):
     trainer = ORPOTrainer(
         tiny_model(), settings(tmp_path, generate_during_eval=True), train_dataset=make_dataset(4),
         eval_dataset={"one": make_dataset(2, seed=1), "two": make_dataset(3, seed=2)}, processing_class=tokenizer,
@@ -544,7 +544,7 @@ def test_options_that_do_not_fit_the_run(tokenizer, tmp_path, option, message):
         train(tiny_model(), tokenizer, make_dataset(4), tmp_path, **option)
 
 
-def test_stream_without_a_usable_row_or_a_pair_is_told(tokenizer, tmp_path, caplog):
+def test_stream_without_a_usable_row_or_a_pair_is_reported(tokenizer, tmp_path, caplog):
     rows = [{**row, "rejected": None} for row in make_rows(8)]
     train(tiny_model(), tokenizer, IterableDataset.from_generator(lambda: iter(rows)), tmp_path, max_steps=1)
     assert any("No row so far has a `rejected` response" in message for message in caplog.messages)

@@ -27,6 +27,7 @@ def test_wheel_holds_recipes_launch_configs_the_script_and_the_page(tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     installed = tmp_path / "installed"
     zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(installed)
+    assert (installed / "orpo_trl" / "py.typed").is_file()
     for path in RECIPES.rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             shipped = installed / "orpo_trl" / "shipped" / "recipes" / path.relative_to(RECIPES)

@@ -1,4 +1,4 @@
-"""Other tools' configs, imported by the command, train a tiny model on local rows; overrides do the rest."""
+"""Configs of other tools are imported by the command, and train a tiny model on local rows with overrides alone."""
 
 import json
 import math

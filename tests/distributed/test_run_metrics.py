@@ -1,4 +1,4 @@
-"""Metrics of a real run against a recomputation from the log-probabilities of its rows, checkpoint by checkpoint."""
+"""Metrics of a real run, compared with a recomputation from its rows under the weights of each checkpoint."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from support.processes import cpu_engine, train
-from support.small import REPOSITORY, make_rows, tiny_model
+from support.small import REPOSITORY, make_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orpo_trl.batch import PairCollator
@@ -18,7 +18,7 @@ from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.scoring.logps import prepare_model, score_pairs
 
 BETA = 0.3
-# 19 rows in optimiser steps of 8: the last one has 3, so that of two processes one has two rows, and one has one.
+# 19 rows in optimiser steps of 8: the last step has 3 rows, two for one process and one for the other.
 ROWS, STEP, HELD_OUT = 19, 8, 7
 SOURCES = ["data/farm.jsonl", "data/zoo.jsonl"]
 JOB = {
@@ -31,13 +31,6 @@ JOB = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model(sliding_window=7).save_pretrained(folder)
-    return folder
-
-
 def log_softmax_of(model, ids: list[int]) -> torch.Tensor:
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0, :-1].double()
@@ -45,7 +38,7 @@ def log_softmax_of(model, ids: list[int]) -> torch.Tensor:
 
 
 def expected_metrics(folder: Path, rows: list[dict], sources: list[str], tokenizer) -> dict[str, float]:
-    """Metrics of rows under the weights of a folder, in float64; the NLL by a plain forward pass of each row."""
+    """Metrics of rows under the weights of a folder, in float64. The NLL is from a plain forward pass of each row."""
     pairs, _ = prepare_pairs(Dataset.from_list(rows), tokenizer, PairRules(max_length=1024))
     assert len(pairs) == len(rows)
     model = AutoModelForCausalLM.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The entry point in real processes: the quickstart, the paper's recipes, and wrong input."""
+"""scripts/run_orpo.py in real processes: the quickstart, a recipe of the paper, and wrong input."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ LOCAL = ["--model_name_or_path", str(TINY_MODEL), "--from_scratch", "true", "--b
 
 
 def run_and_fail(arguments: list[str], capsys) -> str:
-    """Runs the script in this process and returns its message; any other exception than `SystemExit` is a failure."""
+    """Runs the script in this process and returns its message. Any exception but `SystemExit` is a failure."""
     main = runpy.run_path(str(SCRIPT))["main"]
     logger = logging.getLogger("orpo_trl")
     level, handlers = logger.level, list(logger.handlers)
@@ -62,8 +62,8 @@ def test_paper_recipe_trains_under_zero3_by_overrides_alone(rows, tmp_path):
 
 
 @pytest.mark.slow
-def test_recipes_own_engine_shards_without_an_accelerate_config(rows, tmp_path):
-    """`deepspeed: zero3` in the recipe, under a launcher that says nothing about engines."""
+def test_strategy_of_the_recipe_shards_without_an_accelerate_config(rows, tmp_path):
+    """`deepspeed: zero3` in the recipe, started by a launcher that sets no strategy."""
     overrides = [*LOCAL, "--dataset_name", str(rows), "--max_steps", "1", "--output_dir", str(tmp_path / "out")]
     done = launch(SCRIPT, "recipes/mistral_beta.yaml", *overrides, "--log_level", "info", engine="ddp")
     assert "DeepSpeed" in done.stdout + done.stderr
@@ -137,7 +137,7 @@ def test_malformed_row_ends_with_a_message_and_no_traceback(rows, tmp_path, caps
     assert f"{rows}, row 60: column `chosen`: expected a string or a list of messages" in message
 
 
-def test_launched_run_says_once_what_is_wrong(tmp_path):
+def test_launched_run_reports_an_error_once(tmp_path):
     done = launch(SCRIPT, "recipes/absent.yaml", engine=cpu_engine("zero3", tmp_path), check=False)
     assert done.returncode != 0
     assert done.stderr.count("run_orpo.py: recipes/absent.yaml: there is no such recipe") == 1

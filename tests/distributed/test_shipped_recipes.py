@@ -1,4 +1,4 @@
-"""Every shipped recipe with a tiny model and local rows, by overrides only: checked, and trained with its strategy."""
+"""Every shipped recipe passes its check, and trains a tiny model on local rows, with overrides alone."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def transcript(row):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Datasets of conversations of several turns and of HH-RLHF's transcripts, with the splits of the Hub's."""
+    """Datasets of conversations and of HH-RLHF transcripts, with the splits that recipes name."""
     made = {}
     for name, shape in (("chat", chat), ("hh", transcript)):
         made[name] = tmp_path_factory.mktemp(name)
@@ -68,7 +68,7 @@ def test_shipped_recipe_passes_its_check(name, folders, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_shipped_recipe_trains_with_the_strategy_that_it_names(name, folders, tmp_path):
+def test_shipped_recipe_trains_under_the_strategy_that_it_names(name, folders, tmp_path):
     engine = load_recipe([name]).settings.get("deepspeed")
     processes = ["--num_processes", "2"] if engine else []
     done = subprocess.run(
@@ -83,5 +83,5 @@ def test_shipped_recipe_trains_with_the_strategy_that_it_names(name, folders, tm
     logs = [entry for entry in state["log_history"] if "loss" in entry]
     assert [entry["step"] for entry in logs] == [1, 2]
     assert all(math.isfinite(entry["loss"]) and 0 < entry["loss"] < 20 for entry in logs)
-    # The template is saved with the tokenizer, for whoever generates.
+    # The template is saved with the tokenizer, for generation.
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template

@@ -1,4 +1,4 @@
-"""`orpo-trl train` in real processes: it runs what it prints."""
+"""`orpo-trl train` in real processes: it runs the command that it prints."""
 
 import json
 import shlex
@@ -14,13 +14,14 @@ def losses(folder):
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
         [],
-        pytest.param(["--engine", "zero3", "--num_processes", "2"], marks=pytest.mark.slow),
-        pytest.param(["--engine", "zero2", "--num_processes", "2"], marks=pytest.mark.slow),
-        pytest.param(["--engine", "fsdp2", "--num_processes", "2"], marks=pytest.mark.slow),
+        ["--engine", "zero3", "--num_processes", "2"],
+        ["--engine", "zero2", "--num_processes", "2"],
+        ["--engine", "fsdp2", "--num_processes", "2"],
     ],
     ids=" ".join,
 )

@@ -1,4 +1,4 @@
-"""Scores of real, dirty rows with the real tokenizer against plain forward passes, in both layouts."""
+"""Scores of real, dirty rows with the real tokenizer, compared with plain forward passes, in both layouts."""
 
 import json
 

@@ -44,7 +44,7 @@ def main(job: dict) -> None:
     trainer.train()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
     Path(job["folder"], f"peak_{args.process_index}.txt").write_text(str(peak))
-    trainer.end()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

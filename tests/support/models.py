@@ -1,9 +1,9 @@
-"""Tiny models of random weights, of every architecture that reads packed rows, with all kinds of layers that it has."""
+"""Tiny models with random weights, of every type that reads packed rows, with all kinds of layers that the type has."""
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
-# One value for each name that some architecture has for the same thing. Windows are shorter than the tests' rows.
+# Types name the same setting differently: a value for each name. Windows are shorter than the rows of the tests.
 _SMALL = {
     "vocab_size": 99, "hidden_size": 32, "n_embd": 32, "word_embed_proj_dim": 32, "intermediate_size": 48,
     "ffn_dim": 48, "n_inner": 48, "num_hidden_layers": 2, "n_layer": 2, "num_attention_heads": 4, "n_head": 4,
@@ -43,6 +43,6 @@ def tiny_of_type(model_type: str, **kwargs) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
     for weight in model.parameters():
         if weight.dim() > 1:
-            # With the usual 0.02, scores are so small that soft-capping, windows and masks hardly show.
+            # With the usual 0.02, scores are too small to show the effect of soft-capping, windows and masks.
             torch.nn.init.normal_(weight, std=0.3)
     return model

@@ -1,4 +1,4 @@
-"""Starts real processes: one, or two under an engine, on the CPU."""
+"""Starts real processes on the CPU: one, or two under a distributed strategy."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def cpu_engine(name: str, folder: Path) -> Path:
 
 
 def launch(script: Path, *arguments: str, engine: Path | str | None = None, check: bool = True):
-    """Runs a script: alone, under `accelerate launch` with an engine config, or, for "ddp", under torchrun."""
+    """Runs a script in one process, under `accelerate launch` with a config, or, for "ddp", under torchrun."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -52,7 +52,7 @@ def launch(script: Path, *arguments: str, engine: Path | str | None = None, chec
 
 
 def train(job: dict, engine: Path | str | None = None) -> dict:
-    """Runs tests/support/run_job.py and reads its result."""
+    """Runs tests/support/run_job.py and returns its result, with all that it printed."""
     output = Path(job["output_dir"])
     done = launch(REPOSITORY / "tests" / "support" / "run_job.py", json.dumps(job, default=str), engine=engine)
     return {**json.loads((output / "result.json").read_text()), "stdout": done.stdout + done.stderr}

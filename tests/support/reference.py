@@ -1,4 +1,4 @@
-"""ORPO's loss written out from the paper: float64, full logits, one row at a time. Shares no code with the package."""
+"""ORPO's loss written out from the paper: float64, full logits, one row at a time. It uses no code of the package."""
 
 import math
 

@@ -1,6 +1,6 @@
-"""Trains a small model in a launched process and writes what a test compares. Not a test itself.
+"""Trains a small model in a launched process and writes the results that a test compares. Not a test itself.
 
-    run.py '{"output_dir": ..., "model": ..., "rows": ..., "config": {...}, "lora": false}'
+    run_job.py '{"output_dir": ..., "model": ..., "rows": ..., "config": {...}, "lora": false}'
 
 Rank 0 writes `result.json` with the log history and the reports; the model is saved beside it.
 """
@@ -30,7 +30,7 @@ def allow_fsdp_on_cpu() -> None:
 
 
 class NoteSharding(TrainerCallback):
-    """Notes, while training, how the engine holds a weight."""
+    """Notes, while training, whether a weight is sharded."""
 
     def __init__(self, found: dict):
         self.found = found
@@ -86,7 +86,7 @@ def main(job: dict) -> None:
             "eval": metrics,
         }
         (output / "result.json").write_text(json.dumps(result))
-    trainer.end()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

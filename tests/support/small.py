@@ -1,4 +1,4 @@
-"""Models, pairs and settings small enough to train in a test; nothing comes from the Hub."""
+"""Models, pairs and settings that are small enough to train in a test. Nothing comes from the Hub."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def tiny_model(vocabulary: int = 768, seed: int = 0, **kwargs) -> MistralForCaus
 
 
 def make_rows(count: int, nll_only_every: int | None = None, seed: int = 0) -> list[dict]:
-    """Rows of text of very uneven lengths; each `nll_only_every`-th has no rejected response."""
+    """Rows of text of very uneven lengths. Every `nll_only_every`-th row has no rejected response."""
     generator = torch.Generator().manual_seed(seed)
 
     def text(longest: int) -> str:

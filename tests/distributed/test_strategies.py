@@ -1,11 +1,10 @@
-"""Two real processes on the CPU under each shipped engine, against one process."""
+"""Two real processes on the CPU under each distributed strategy, compared with one process."""
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from support.processes import cpu_engine, train
-from support.small import tiny_model
 from transformers import AutoModelForCausalLM
 
 from orpo_trl.run_folder import read_lines
@@ -14,8 +13,8 @@ CURVES = {
     "loss", "nll_loss", "log_odds_ratio", "logps/chosen", "logps/rejected", "rewards/accuracies", "num_tokens",
 }  # fmt: skip
 STEPS = 20
-# 41 rows in steps of 8: an epoch ends with a step of one row, and 3 rows to evaluate on are fewer than a batch, so that
-# one of two ranks has none.
+# 41 rows in steps of 8: the last step of an epoch has one row. The 3 rows to evaluate on are fewer than a batch: one of
+# two ranks has none.
 JOB = {
     "rows": 41, "eval_rows": 3, "nll_only_every": 5,
     "config": {"max_steps": STEPS, "learning_rate": 3e-3, "per_device_train_batch_size": 8, "optim": "adamw_torch"},
@@ -26,15 +25,8 @@ TWO = {
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model(sliding_window=7).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def one_process(base, tmp_path_factory):
-    """With padded rows, where the engines pack them: layouts and engines in one comparison."""
+    """Its rows are padded, and those of two processes are packed: one comparison of layouts and strategies."""
     config = {**JOB["config"], "pair_layout": "padded"}
     return train({**JOB, "config": config, "model": base, "output_dir": tmp_path_factory.mktemp("one")})
 
@@ -43,7 +35,7 @@ def curve(result: dict, name: str) -> list[float]:
     return [entry[name] for entry in result["history"] if "loss" in entry]
 
 
-# The rows of a rank in one micro-batch, which the budget splits into more where they are long.
+# All rows of a rank are one micro-batch, and the budget splits it where they are long.
 BUDGET = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_tokens_per_micro_batch": 70}
 CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
 REENTRANT = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
@@ -56,7 +48,7 @@ slow = pytest.mark.slow
     [
         ("zero3", {}),
         ("fsdp2", {}),
-        ("zero3", BUDGET),
+        pytest.param("zero3", BUDGET, marks=slow),
         pytest.param("zero3", REENTRANT, marks=slow),
         pytest.param("zero3", ACCUMULATED_BUDGET, marks=slow),
         pytest.param("fsdp2", ACCUMULATED_BUDGET, marks=slow),
@@ -67,8 +59,8 @@ slow = pytest.mark.slow
         pytest.param("ddp", BUDGET, marks=slow),
     ],
 )
-def test_engine_follows_one_process(engine, options, base, one_process, tmp_path):
-    """20 steps; split invariance over ranks and accumulation, and the saved model, come with it."""
+def test_two_processes_train_as_one_under_each_strategy(engine, options, base, one_process, tmp_path):
+    """20 steps, with another split over ranks and accumulation; the saved model is compared too."""
     job = {**JOB, "config": {**TWO, **options}, "model": base, "output_dir": tmp_path / "two"}
     (tmp_path / "two").mkdir()
     result = train({**job, "fsdp": engine == "fsdp2"}, engine if engine == "ddp" else cpu_engine(engine, tmp_path))
@@ -91,8 +83,8 @@ def test_engine_follows_one_process(engine, options, base, one_process, tmp_path
         torch.testing.assert_close(loaded(torch.arange(5, 25)[None]).logits, trained, rtol=1e-5, atol=1e-5)
 
 
-def test_two_processes_log_and_end_as_one(base, tmp_path):
-    """Per-step loss, metrics and final weights at 1e-5: uneven lengths, SFT-only rows, and a last step of 5 rows."""
+def test_two_ddp_processes_have_the_logs_and_weights_of_one(base, tmp_path):
+    """To 1e-5 at each step, with uneven lengths, rows without `rejected`, and a last step of 5 rows."""
     results = {}
     for name, split in (("one", {"per_device_train_batch_size": 8}), ("ddp", TWO)):
         (tmp_path / name).mkdir()
@@ -109,9 +101,9 @@ def test_two_processes_log_and_end_as_one(base, tmp_path):
         torch.testing.assert_close(weights["ddp"][name], weight, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("shards", [1, 3])
-def test_two_processes_share_a_stream_as_one_reads_it(base, tmp_path, shards):
-    """accelerate repeats rows of one file, and where there are more gives each rank its own (then ZeRO-3 hangs)."""
+@pytest.mark.parametrize("shards", [pytest.param(1, marks=slow), 3])
+def test_two_processes_train_on_a_stream_as_one_does(base, tmp_path, shards):
+    """accelerate alone repeats rows of a single file. It gives each rank its own files, and then ZeRO-3 hangs."""
     results = {}
     for name, split in (("one", {"per_device_train_batch_size": 8}), ("zero3", TWO)):
         (tmp_path / name).mkdir()
@@ -158,7 +150,7 @@ def samples_of_one_process(base, tmp_path_factory):
 
 
 def sample(base, engine, folder) -> list[dict]:
-    """Three held-out rows, fewer than a batch, so that one of two ranks has none; answered after steps 1 and 2."""
+    """Answers after steps 1 and 2 to three held-out rows. They are fewer than a batch: one of two ranks has none."""
     job = {**JOB, "rows": 16, "eval_rows": 3, "model": base, "output_dir": folder, "fsdp": engine == "fsdp2"}
     job["config"] = {**(TWO if engine else JOB["config"]), "max_steps": 2, "eval_strategy": "steps", "eval_steps": 1,
                      "generate_during_eval": True}  # fmt: skip
@@ -168,11 +160,11 @@ def sample(base, engine, folder) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["zero3", "zero2", "fsdp2", "ddp"])
-def test_samples_with_an_eval_set_smaller_than_a_batch(engine, base, samples_of_one_process, tmp_path):
+def test_samples_with_an_evaluation_set_smaller_than_a_batch(engine, base, samples_of_one_process, tmp_path):
     found = sample(base, engine, tmp_path)
     assert [(record["step"], record["dataset"]) for record in found] == [(1, "eval")] * 3 + [(2, "eval")] * 3
     for record, expected in zip(found, samples_of_one_process, strict=True):
         assert record["completion"]
         assert {**record, "completion": ""} == {**expected, "completion": ""}
-    # Greedy answers of like weights begin alike; later a tie may fall the other way.
+    # Greedy answers of nearly equal weights begin with the same text; later, ties may be decided otherwise.
     assert [record["completion"][:8] for record in found] == [one["completion"][:8] for one in samples_of_one_process]
