@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from orpo_trl.metrics import number
-from orpo_trl.recipe.files import read_recipe, to_yaml
+from orpo_trl.recipe.files import read_recipe
+from orpo_trl.yaml_text import to_yaml
 
 # The recipe with its parents and overrides in one file; it is a recipe again.
 RECIPE = "recipe.yaml"

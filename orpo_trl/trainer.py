@@ -15,21 +15,17 @@ from transformers import (
     AutoProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
     ProcessorMixin,
-    ProgressCallback,
     TrainerCallback,
 )
-from transformers.integrations import TensorBoardCallback, WandbCallback
 
+from orpo_trl import trainer_checks as checks
 from orpo_trl.attention import choose_layout, reading_packed_row, without_adapter
 from orpo_trl.batch import COUNTS, MODEL_INPUTS, PairCollator
 from orpo_trl.budget import TokenBudgetMixin
-from orpo_trl.callbacks.findings import FindingWarnings
-from orpo_trl.callbacks.record import RunRecord, installed_versions, settings_as_recipe
-from orpo_trl.callbacks.samples import SampleCompletions
-from orpo_trl.callbacks.terminal import TerminalProgress
-from orpo_trl.callbacks.trackers import TensorBoardRun, WandbRun, run_pages
+from orpo_trl.callbacks.record import installed_versions, settings_as_recipe
+from orpo_trl.callbacks.standard import standard_callbacks
+from orpo_trl.callbacks.trackers import run_pages
 from orpo_trl.config import ORPOConfig
 from orpo_trl.lengths import PairLengths
 from orpo_trl.losses import log_odds_ratio, nll_sum, odds_ratio_loss, orpo_loss, pair_logps
@@ -37,19 +33,11 @@ from orpo_trl.model import disable_dropout
 from orpo_trl.model_card import write_card
 from orpo_trl.pair_metrics import PairMetrics
 from orpo_trl.pairs.preparation import PreparationReport
-from orpo_trl.pairs.prepare import PAIR_COLUMNS, column_names, pair_lengths, prepare_pairs
+from orpo_trl.pairs.prepare import PAIR_COLUMNS, pair_lengths, prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.sampling import GlobalBatchSampler, StreamedBatches
 from orpo_trl.throughput import Throughput
-from orpo_trl.trainer_checks import (
-    check_arguments,
-    check_collator,
-    check_parallelism,
-    check_tokenizer,
-    check_trackers,
-    check_vocabulary,
-)
-from orpo_trl.upstream import EvalLoopOutput, add_fused_lm_head, get_config_model_id, run_fused_head, use_cpu_head_tiles
+from orpo_trl.upstream import add_fused_lm_head, get_config_model_id, run_fused_head, use_cpu_head_tiles
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +107,8 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
     ):
         model_id = model if isinstance(model, str) else get_config_model_id(model.config)
         args = args or ORPOConfig(f"{Path(model_id).name or 'model'}-ORPO")
-        check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config)
-        check_trackers(args)
+        checks.check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config)
+        checks.check_trackers(args)
         processing_class = self._before_weights(model, model_id, args, processing_class)
         super().__init__(
             model=model,
@@ -135,7 +123,7 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        check_parallelism(self.accelerator.parallelism_config)
+        checks.check_parallelism(self.accelerator.parallelism_config)
         self._set_up_batches(data_collator)
         self._set_up_model()
         self._set_up_logs()
@@ -150,7 +138,7 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
             processing_class = AutoProcessor.from_pretrained(
                 model_id, revision=kwargs.get("revision"), trust_remote_code=args.trust_remote_code
             )
-        check_tokenizer(processing_class, args)
+        checks.check_tokenizer(processing_class, args)
         self.preparation_reports: dict[str, PreparationReport] = {}
         self.recipe = settings_as_recipe(args, model_id)
         return processing_class
@@ -158,7 +146,7 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
     def _set_up_batches(self, data_collator) -> None:
         """Choose the layout that the model reads exactly, and the collator that makes it."""
         args = self.args
-        check_vocabulary(self.text_tokenizer, self.model.config, args)
+        checks.check_vocabulary(self.text_tokenizer, self.model.config, args)
         wanted = args.pair_layout if data_collator is None else getattr(data_collator, "layout", "padded")
         self.layout, reason = choose_layout(self.model, wanted)
         if reason and self.is_world_process_zero():
@@ -171,7 +159,7 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
                 padding, args.nll_scope, args.nll_reduction, args.max_length, multiple, self.layout
             )
         else:
-            check_collator(data_collator, args)
+            checks.check_collator(data_collator, args)
         self._sampler_in_use: GlobalBatchSampler | None = None
 
     def _set_up_model(self) -> None:
@@ -183,27 +171,14 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
         add_fused_lm_head(without_adapter(self.model))
 
     def _set_up_logs(self) -> None:
-        """Callbacks of ours, in place of transformers' where there is one of the same purpose; sums of metrics."""
-        callbacks = self.callback_handler.callbacks
-        for theirs, ours in (
-            (WandbCallback, lambda: WandbRun(self)),
-            (TensorBoardCallback, TensorBoardRun),
-            (ProgressCallback, TerminalProgress),
-            (PrinterCallback, TerminalProgress),
-        ):
-            callbacks[:] = [ours() if type(callback) is theirs else callback for callback in callbacks]
-        # After the trackers, whose runs it records.
-        self.add_callback(RunRecord(self))
-        if self.args.generate_during_eval:
-            self.add_callback(SampleCompletions(self))
-        self.add_callback(FindingWarnings(self.args.beta))
+        self.callback_handler.callbacks[:] = standard_callbacks(self)
         self._throughput = Throughput(self.args.device, without_adapter(self.model), bool(is_peft_model(self.model)))
         aux_loss_weight = self.router_aux_loss_coef if self.aux_loss_enabled else None
         self.pair_metrics = PairMetrics(self.args, self.accelerator, self._throughput, aux_loss_weight)
 
     @property
-    def _is_padded(self) -> bool:
-        return self.layout == "padded"
+    def _ranks(self) -> tuple[int, int]:
+        return self.accelerator.num_processes, self.accelerator.process_index
 
     # ---- Data ----------------------------------------------------------------------------------------------------
 
@@ -216,12 +191,8 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
             self.preparation_reports[name] = report
             if PartialState().is_main_process:
                 logger.info("%s", report)
-            if not report.pairs and args.beta and name == "train":
-                raise ValueError(
-                    "No row of the train dataset has a rejected response, so there is no odds-ratio term. Is its "
-                    f"column named `rejected`? Columns: {', '.join(column_names(dataset))}. Set `beta: 0` to train "
-                    "the NLL term alone."
-                )
+            if name == "train":
+                checks.check_pairs(report, dataset, args)
         return prepared.shuffle(seed=args.seed) if args.shuffle_dataset else prepared
 
     def get_train_dataloader(self):
@@ -239,8 +210,7 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
 
     def _stream(self, dataset: IterableDataset, batch_size: int, collator, endless: bool) -> DataLoader:
         # accelerate's loaders repeat rows, or give ranks different numbers of batches, where a stream ends.
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        batches = StreamedBatches(dataset, batch_size, ranks, rank, endless)
+        batches = StreamedBatches(dataset, batch_size, *self._ranks, endless)
         return DataLoader(batches, batch_size=None, collate_fn=collator, num_workers=self.args.dataloader_num_workers)
 
     def train_sampler(self, dataset):
@@ -258,11 +228,7 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
             seed=args.seed if args.data_seed is None else args.data_seed,
             drop_last=args.dataloader_drop_last,
         )
-        if not len(sampler):
-            raise ValueError(
-                f"The train dataset has {len(dataset):,} rows, fewer than the {sampler.effective_batch_size:,} of one "
-                "optimiser step, and `dataloader_drop_last` leaves them out."
-            )
+        checks.check_sampler(sampler, len(dataset))
         if self.is_world_process_zero():
             self.warn_of_pairs_over_budget(lengths)
         self._sampler_in_use = sampler
@@ -281,9 +247,9 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
         return self._sampler(pair_lengths(dataset), self.args.eval_batch_size)
 
     def _sampler(self, lengths: PairLengths, batch_size: int, **kwargs) -> GlobalBatchSampler:
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        tokens = lengths.longest_row if self._is_padded else lengths.unique
-        return GlobalBatchSampler(tokens.tolist(), batch_size, ranks, rank, is_padded=self._is_padded, **kwargs)
+        is_padded = self.layout == "padded"
+        tokens = lengths.longest_row if is_padded else lengths.unique
+        return GlobalBatchSampler(tokens.tolist(), batch_size, *self._ranks, is_padded=is_padded, **kwargs)
 
     # ---- Loss ----------------------------------------------------------------------------------------------------
 
@@ -311,11 +277,10 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
         if return_outputs:
             raise ValueError("ORPOTrainer builds no logits, so there are no outputs to return.")
         mode = "train" if self.model.training else "eval"
-        kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        of_model = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
+        of_model |= {"output_router_logits": True} if self.aux_loss_enabled else {}
         with reading_packed_row() if "segments" in inputs else nullcontext():
-            token_logps, outputs = run_fused_head(
-                model, {name: inputs[name] for name in MODEL_INPUTS if name in inputs}, **kwargs
-            )
+            token_logps, outputs = run_fused_head(model, of_model)
         token_logps = token_logps.float()
         nll = nll_sum(token_logps, inputs["nll_divisors"])
         chosen, rejected = pair_logps(
@@ -356,7 +321,7 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
         """Write the model card to the output folder. The Trainer calls it for each checkpoint as well."""
         if not self.is_world_process_zero():
             return
-        folder = Path(self.args.output_dir)
+        folder = Path(self.args.output_dir or "")
         write_card(
             folder,
             model_name=model_name or folder.name,
@@ -364,7 +329,7 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
             base_model=self.model.config.name_or_path or "",
             dataset_name=dataset_name,
             tags=[*self.hub_tags, *([tags] if isinstance(tags, str) else tags or [])],
-            is_adapter=is_peft_model(self.model),
+            is_adapter=bool(is_peft_model(self.model)),
             is_chat=self.text_tokenizer.chat_template is not None,
             versions=installed_versions(),
             pages=run_pages(),
@@ -380,13 +345,8 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
         return self._throughput.pausing()
 
     def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
         dataset = dataloader.dataset
         self.evaluated = (metric_key_prefix, dataset.rows if isinstance(dataset, StreamedBatches) else dataset)
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)

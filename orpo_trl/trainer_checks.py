@@ -1,4 +1,4 @@
-"""What a trainer is given, checked before anything is loaded: mistakes are cheap here."""
+"""Checks of what a trainer is given, each as early as it can be known."""
 
 import logging
 from pathlib import Path
@@ -7,6 +7,9 @@ from datasets import IterableDataset
 from transformers.integrations import is_tensorboard_available, is_trackio_available
 
 from orpo_trl.config import ORPOConfig
+from orpo_trl.pairs.preparation import PreparationReport
+from orpo_trl.pairs.prepare import column_names
+from orpo_trl.sampling import GlobalBatchSampler
 
 logger = logging.getLogger(__name__)
 
@@ -81,3 +84,19 @@ def check_vocabulary(tokenizer, config, args: ORPOConfig) -> None:
 def check_collator(data_collator, args: ORPOConfig) -> None:
     if args.max_tokens_per_micro_batch is not None and not hasattr(data_collator, "positions"):
         raise ValueError("`max_tokens_per_micro_batch` needs a `data_collator` that counts `positions`.")
+
+
+def check_pairs(report: PreparationReport, dataset, args: ORPOConfig) -> None:
+    if args.beta and not report.pairs:
+        raise ValueError(
+            "No row of the train dataset has a rejected response, so there is no odds-ratio term. Is its column named "
+            f"`rejected`? Columns: {', '.join(column_names(dataset))}. Set `beta: 0` to train the NLL term alone."
+        )
+
+
+def check_sampler(sampler: GlobalBatchSampler, rows: int) -> None:
+    if not len(sampler):
+        raise ValueError(
+            f"The train dataset has {rows:,} rows, fewer than the {sampler.effective_batch_size:,} of one optimiser "
+            "step, and `dataloader_drop_last` leaves them out."
+        )

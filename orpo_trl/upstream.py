@@ -144,13 +144,13 @@ NEEDS = (
          ("batch_samples", "device")),
     Need(f"{_TRAINER}._track_num_input_tokens", "`include_num_input_tokens_seen` under a token budget", ("inputs",)),
     Need(f"{_TRAINER}.loss_is_scaled_for_ga", "a loss that the Trainer does not divide again"),
-    Need("transformers.trainer_utils.EvalLoopOutput", "the metrics of an evaluation"),
     Need("transformers.trainer_utils.get_last_checkpoint", "resuming", ("folder",)),
     Need("transformers.trainer_utils.has_length", "progress bars over streams", ("dataset",)),
     Need("accelerate.state.GradientState._set_sync_gradients", "a token budget's passes before the last",
          ("sync_gradients",)),
     # ---- Logs
     Need(f"{_UTILS}.get_comet_experiment_url", "the address of a comet experiment in the model card"),
+    Need("transformers.integrations.WandbCallback._log_model", "wandb's folder of files to send", is_of_instances=True),
     Need(f"{_UTILS}.get_trackio_space_url", "the address of a trackio space in the model card"),
     # ---- The memory estimate
     Need("torch._subclasses.fake_tensor.FakeTensorMode", "the memory estimate of `orpo-trl check`"),
@@ -183,7 +183,6 @@ try:
     from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.trainer_pt_utils import BatchRebalanceSampler
     from transformers.trainer_pt_utils import get_length_grouped_indices as get_length_grouped_indices
-    from transformers.trainer_utils import EvalLoopOutput as EvalLoopOutput
     from transformers.trainer_utils import get_last_checkpoint as get_last_checkpoint
     from transformers.trainer_utils import has_length as has_length
     from transformers.utils import find_adapter_config_file as find_adapter_config_file
@@ -221,18 +220,17 @@ def use_cpu_head_tiles() -> None:
     chunked_logprob.TOKEN_CHUNK_SIZE, trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = HEAD_TILES["cpu"]
 
 
-def run_fused_head(model: nn.Module, inputs: dict[str, Any], **kwargs: Any) -> tuple[torch.Tensor, Any]:
+def run_fused_head(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
     """Forward pass of a model that `add_fused_lm_head` has prepared.
 
     Args:
         model: as it is, or wrapped for a distributed run.
         inputs: what its forward takes; `shift_labels` `[rows, seq]` names the token that each position predicts.
-        kwargs: more of it.
 
     Returns:
         `[rows, seq]`, log-probabilities of `shift_labels`, 0 where a label is -100; and the output of the model.
     """
-    outputs = model(**inputs, **kwargs, fused_lm_head=True, use_cache=False)
+    outputs = model(**inputs, fused_lm_head=True, use_cache=False)
     return outputs.log_probs, outputs
 
 
@@ -271,6 +269,14 @@ def full_shape(weight: nn.Parameter) -> torch.Size:
 def fingerprint(dataset: Dataset, *parts: Any) -> str:
     """A name for what a function of a dataset and of these parts gives, under which `datasets` caches it."""
     return Hasher.hash([dataset._fingerprint, *parts])
+
+
+# ---- Logs ------------------------------------------------------------------------------------------------------------
+
+
+def sends_checkpoints(callback: Any) -> bool:
+    """Whether a WandbCallback sends checkpoints too (`WANDB_LOG_MODEL`)."""
+    return callback._log_model.is_enabled
 
 
 # ---- Memory without memory -------------------------------------------------------------------------------------------

@@ -26,8 +26,9 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "shipped" not in path.p
 # Public names of these modules are documented. All other modules of the libraries may change without notice.
 PUBLIC_MODULES = {
     "trl", "transformers", "transformers.integrations", "transformers.utils.logging", "accelerate", "accelerate.utils",
-    "datasets", "datasets.exceptions", "peft", "wandb", "deepspeed", "bitsandbytes", "torch", "torch.nn",
-    "torch.nn.functional", "torch.nn.attention.varlen", "torch.nn.parallel", "torch.utils.data", "torch.distributed",
+    "datasets", "datasets.exceptions", "peft", "wandb", "wandb.errors", "deepspeed", "bitsandbytes", "torch",
+    "torch.nn", "torch.nn.functional", "torch.nn.attention.varlen", "torch.nn.parallel", "torch.utils.data",
+    "torch.distributed",
 }  # fmt: skip
 # Attributes that a parent or a metaclass writes into each subclass.
 WRITTEN_BY_PARENTS = {"_abc_impl", "_backward_cls", "_tag_names"}
@@ -47,7 +48,10 @@ def trainer(tmp_path_factory):
 @pytest.fixture
 def instances(trainer):
     """An object of each class whose attributes exist on instances alone."""
-    return {"Trainer": trainer, "SFTTrainer": trainer, "Dataset": Dataset.from_list([{"a": 1}])}
+    from transformers.integrations import WandbCallback
+
+    rows = Dataset.from_list([{"a": 1}])
+    return {"Trainer": trainer, "SFTTrainer": trainer, "Dataset": rows, "WandbCallback": WandbCallback()}
 
 
 def find(need, instances) -> object:

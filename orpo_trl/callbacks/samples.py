@@ -5,11 +5,10 @@ from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, TrainerCallback
-from trl.models.utils import unwrap_model_for_generation
-from trl.trainer.utils import pad
 
 from orpo_trl import run_folder
 from orpo_trl.callbacks.trackers import log_table
+from orpo_trl.upstream import pad, unwrap_model_for_generation
 
 # Held-out prompts that each evaluation answers, and the longest answer in tokens.
 NUM_SAMPLES = 8
@@ -37,7 +36,7 @@ class SampleCompletions(TrainerCallback):
         completions = self._generate([example["prompt_ids"] for example in examples])
         if not state.is_world_process_zero:
             return
-        decode = trainer._tokenizer.decode
+        decode = trainer.text_tokenizer.decode
         records = [
             {
                 "step": state.global_step,
@@ -56,12 +55,12 @@ class SampleCompletions(TrainerCallback):
     def _generate(self, prompts: list[list[int]]) -> list[torch.Tensor]:
         """Answers to all prompts, `[tokens]` each. Every rank generates all of them, as ZeRO-3's collectives need."""
         trainer = self.trainer
-        device, pad_id = trainer.args.device, trainer._tokenizer.pad_token_id
+        device, pad_id = trainer.args.device, trainer.text_tokenizer.pad_token_id
         config = GenerationConfig(
             max_new_tokens=MAX_NEW_TOKENS,
             do_sample=False,
             pad_token_id=pad_id,
-            eos_token_id=trainer._tokenizer.eos_token_id,
+            eos_token_id=trainer.text_tokenizer.eos_token_id,
             use_cache=True,
         )
         was_training = trainer.model.training

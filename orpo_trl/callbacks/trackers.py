@@ -10,7 +10,7 @@ from typing import Any
 from transformers.integrations import TensorBoardCallback, WandbCallback
 
 from orpo_trl import run_folder
-from orpo_trl.upstream import get_comet_experiment_url, get_trackio_space_url
+from orpo_trl.upstream import get_comet_experiment_url, get_trackio_space_url, sends_checkpoints
 from orpo_trl.yaml_text import from_yaml
 
 
@@ -33,14 +33,15 @@ class WandbRun(WandbCallback):
         self.trainer = trainer
 
     def setup(self, args, state, model, **kwargs):
-        if state.is_world_process_zero and self._wandb.run is None:
-            from wandb.errors import UsageError
+        import wandb
+        from wandb.errors import UsageError
 
-            if not self._log_model.is_enabled:
+        if state.is_world_process_zero and wandb.run is None:
+            if not sends_checkpoints(self):
                 # Where tables wait to be sent. By default in the user's home, whose name the run's file would hold.
                 os.environ.setdefault("WANDB_DATA_DIR", tempfile.mkdtemp(prefix="wandb-"))
             try:
-                self._wandb.init(
+                wandb.init(
                     project=os.environ.get("WANDB_PROJECT", args.project),
                     name=state.trial_name or args.run_name,  # of a search for hyper-parameters
                     group=args.run_group,
@@ -49,13 +50,13 @@ class WandbRun(WandbCallback):
                     id=saved_run_id(args.output_dir) if state.global_step else None,
                     resume="allow",
                     # These would send the name of the user and of the machine, and the command line.
-                    settings=self._wandb.Settings(x_disable_meta=True, x_disable_machine_info=True, disable_git=True),
+                    settings=wandb.Settings(x_disable_meta=True, x_disable_machine_info=True, disable_git=True),
                 )
             except UsageError as error:
                 raise TrackerError(f"`report_to: wandb`: {error} Or set `wandb_mode: offline`.") from error
         super().setup(args, state, model, **kwargs)
         if state.is_world_process_zero:
-            self._wandb.config.update({"recipe": from_yaml(self.trainer.recipe)}, allow_val_change=True)
+            wandb.config.update({"recipe": from_yaml(self.trainer.recipe)}, allow_val_change=True)
 
 
 def saved_run_id(output_dir: str) -> str | None:

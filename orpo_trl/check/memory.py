@@ -28,8 +28,8 @@ MIB = 2**20
 # cuBLAS and NCCL.
 LIBRARIES = {"cpu": 600 * MIB, "cuda": 1024 * MIB}
 
-# Tiles that the backward pass of TRL's fused LM head holds at once. A GPU's kernel turns one into its gradient in place.
-# In torch, `_backward_tile` holds the tile, y, z, log p, p, the gradient, and three terms of the gradient's last sum.
+# Tiles that the backward pass of TRL's fused LM head holds at once. A GPU's kernel turns one into its gradient in
+# place. In torch, `_backward_tile` holds the tile, y, z, log p, p, the gradient, and three terms of the last sum.
 HEAD_TILES_HELD = {"cpu": 9, "cuda": 1}
 
 # Bytes of state for each trained weight of 4 bytes. torch's optimizers keep state in the weight's dtype, so a weight of

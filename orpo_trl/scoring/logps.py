@@ -132,7 +132,7 @@ def _passes(pairs: Dataset, collator: PairCollator, max_tokens: int) -> list[lis
 def _score(model: torch.nn.Module, examples: list[dict[str, Any]], collator: PairCollator) -> list[dict[str, Any]]:
     """Records of one forward pass."""
     batch = collator(examples)
-    inputs = send_to_device({name: batch[name] for name in MODEL_INPUTS if name in batch}, model.device)
+    inputs: Any = send_to_device({name: batch[name] for name in MODEL_INPUTS if name in batch}, model.device)
     with reading_packed_row() if "segments" in batch else nullcontext():
         token_logps, _ = run_fused_head(model, inputs)
     lengths = batch["completion_lengths"]
