@@ -35,7 +35,7 @@ class Throughput:
         self._work: Counter[str] = Counter()
         self._since: float | None = None
         known = find_device(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-        self.peak_flops = known.peak_flops if known else 0.0
+        self.peak_flops = known.peak_flops if known else None
         self._weights: MatrixWeights | None = matrix_weights(model, is_frozen) if known else None
 
     def start(self, num_tokens: int = 0) -> None:
@@ -97,7 +97,7 @@ class Throughput:
         }
         if work["padded_positions"]:
             metrics["throughput/padding_avoided_percent"] = 100 * (1 - work["positions"] / work["padded_positions"])
-        if self._weights is not None:
+        if self._weights is not None and self.peak_flops is not None:
             # Of the model, not of the hardware: recomputation by checkpointing and padding do not count.
             done = flops(self._weights, work["unique_tokens"], work["attended"], work["scored"], self.is_frozen)
             metrics["throughput/mfu_percent"] = 100 * done / (seconds * self.peak_flops * len(of_ranks))

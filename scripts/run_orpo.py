@@ -23,7 +23,6 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
 from orpo_trl import ORPOConfig, ORPOTrainer
@@ -36,6 +35,7 @@ from orpo_trl.pairs.prepare import MalformedRowsError
 from orpo_trl.recipe.files import RecipeError
 from orpo_trl.recipe.parse import build_settings, load_recipe
 from orpo_trl.recipe.show import expanded
+from orpo_trl.upstream import get_last_checkpoint
 
 
 def main(arguments: list[str]) -> None:

@@ -94,7 +94,7 @@ def test_card_that_cannot_be_completed_does_not_stop_a_run(trainer, tmp_path, ca
 
 FACTS = {
     "model_name": "farm", "source": "farm", "base_model": "", "dataset_name": None, "tags": ("trl",),
-    "is_adapter": False, "is_chat": True, "paper": {"id": "1", "citation": "@a{b}"}, "versions": {}, "pages": {},
+    "is_adapter": False, "is_chat": True, "versions": {}, "pages": {},
 }  # fmt: skip
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import ProgressCallback
-from transformers.trainer_utils import has_length
 
 from orpo_trl.metrics import METRICS, evaluation_label, prefixes
+from orpo_trl.upstream import has_length
 
 # Lines between two headers.
 LINES_PER_HEADER = 25

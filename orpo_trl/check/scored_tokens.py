@@ -8,13 +8,15 @@ from transformers import PreTrainedTokenizerBase
 
 from orpo_trl.batch import PairCollator
 from orpo_trl.config import ORPOConfig
+from orpo_trl.metrics import METRICS
 
+_NLL = METRICS["nll_loss"].label
 # Scored by the NLL, scored by the odds ratio.
 LABELS = {
     (False, False): "not scored",
-    (True, False): "NLL",
+    (True, False): _NLL,
     (False, True): "odds ratio",
-    (True, True): "NLL, odds ratio",
+    (True, True): f"{_NLL}, odds ratio",
 }
 _WIDTH = 88
 _COLORS = {(False, False): "bright_black", (True, False): "blue", (False, True): "yellow", (True, True): "green"}

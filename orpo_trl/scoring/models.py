@@ -5,11 +5,10 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
-from transformers.utils.import_utils import is_peft_available
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from orpo_trl.config import ModelArguments
 from orpo_trl.model import load_tokenizer, model_init_kwargs, model_name, settle_tokenizer
+from orpo_trl.upstream import find_adapter_config_file, is_peft_available
 
 
 def require_model(arguments: ModelArguments, trust_remote_code: bool = False) -> None:
