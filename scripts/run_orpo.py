@@ -23,7 +23,7 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, set_seed
-from trl.trainer.utils import get_peft_config, get_quantization_config
+from trl import get_peft_config, get_quantization_config
 
 from orpo_trl import ORPOConfig, ORPOTrainer
 from orpo_trl.callbacks.trackers import TrackerError, finish_wandb
