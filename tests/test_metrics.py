@@ -78,7 +78,7 @@ def test_group_metric_is_split_as_it_was_put_together(kind, name, statistic):
 @given(st.none() | st.booleans() | st.text() | st.floats() | st.integers(-(10**400), 10**400))
 def test_number_is_a_finite_float_or_nothing(value):
     found = number(value)
-    assert found is None or (isinstance(found, float) and math.isfinite(found) and found == value)
+    assert found is None or (isinstance(found, float) and math.isfinite(found) and found == float(value))
 
 
 # ---- One home for each metric ----------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from support.small import REPOSITORY, make_rows, settings, tiny_model
 from orpo_trl import ORPOTrainer
 from orpo_trl.batch import PairCollator
 from orpo_trl.cli import main
+from orpo_trl.metrics import METRICS
 from orpo_trl.pairs.prepare import prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.scoring import run_logps
@@ -292,7 +293,7 @@ def test_output_pipes_and_the_rest_goes_to_standard_error(model_folder):
     assert {record["source"] for record in records} == {"recipes/quickstart/data:test"}
     accuracy = sum(record["is_correct"] for record in records) / 67
     assert "67 rows read, 67 kept (67 pairs)" in done.stderr
-    assert f"accuracy (chosen more likely than rejected): {accuracy:.4f}" in done.stderr
+    assert f"{METRICS['rewards/accuracies'].heading}: {accuracy:.4f}" in done.stderr
     assert "unique tokens/s on cpu" in done.stderr
     assert "Scoring" not in done.stderr  # a progress bar is for terminals
 
