@@ -3,6 +3,7 @@
 import json
 import subprocess
 from dataclasses import fields
+from typing import cast
 
 import pytest
 from datasets import Dataset
@@ -73,7 +74,7 @@ def test_run_json_and_preparation_report(tokenizer, tmp_path):
         1,
         4,
     )
-    assert about["model"] == {"name": "mistral", "parameters": sum(p.numel() for p in trainer.model.parameters())}
+    assert about["model"] == {"name": "mistral", "parameters": sum(p.numel() for p in tiny_model().parameters())}
     assert (about["processes"], about["device"], about["layout"]) == (1, "cpu", "shared_prefix")
     assert {name: part["rows"] for name, part in about["datasets"].items()} == {"train": 12, "farm": 3, "zoo": 3}
     assert about["versions"]["trl"].startswith("1.")
@@ -98,7 +99,7 @@ def test_git_revision_is_that_of_the_folder_that_the_run_started_in(tmp_path, mo
 
 def test_fingerprint_is_of_the_tokens_and_their_order(tokenizer):
     def prepared(rows):
-        return prepare_pairs(Dataset.from_list(rows), tokenizer, PairRules())[0]
+        return cast(Dataset, prepare_pairs(Dataset.from_list(rows), tokenizer, PairRules())[0])
 
     rows = make_rows(2500, nll_only_every=3)
     whole = prepared(rows)
@@ -135,4 +136,7 @@ def test_recipe_of_a_run_is_a_recipe_that_trains_the_same(tmp_path):
     (tmp_path / "recipe.yaml").write_text(expanded(recipe))
     again = build_settings(load_recipe([str(tmp_path / "recipe.yaml")]), with_engine=False)
     for ours, theirs in zip(again, build_settings(recipe, with_engine=False), strict=True):
-        assert ours.to_dict() == theirs.to_dict() if hasattr(ours, "to_dict") else ours == theirs
+        if isinstance(ours, ORPOConfig) and isinstance(theirs, ORPOConfig):
+            assert ours.to_dict() == theirs.to_dict()
+        else:
+            assert ours == theirs

@@ -48,7 +48,7 @@ def test_page_shows_its_figures_runs_no_script_and_says_nothing_on_the_console(p
         page.as_uri(),
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr
-    colours = Image.open(shot).convert("RGB").getcolors(2**24)
+    colours = Image.open(shot).convert("RGB").getcolors(2**24) or []
     assert {(0, 0x72, 0xB2), (0xD5, 0x5E, 0)} <= {colour for _, colour in colours}  # the first two runs' lines
     dom = chromium(tmp_path / "profile", "--dump-dom", page.as_uri()).stdout
     assert "<script" not in dom

@@ -77,10 +77,11 @@ class Page(HTMLParser):
         self.feed(text)
         self.close()
 
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.elements.append((tag, attributes))
         if tag not in ("meta", "link", "img"):
-            self._open.append(dict(attributes).get("class") or tag)
+            self._open.append(attributes.get("class") or tag)
             self.texts.append((self._open[-1], ""))
 
     def handle_endtag(self, tag):

@@ -4,9 +4,11 @@ import json
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 from wandb.proto import wandb_internal_pb2
 
+_MESSAGES: Any = wandb_internal_pb2  # its classes are made while it loads
 _BLOCK, _HEADER = 32 * 1024, 7
 
 
@@ -20,7 +22,7 @@ def records(path: Path):
         whole += data[position + _HEADER : position + _HEADER + length]
         position += _HEADER + length
         if kind in (1, 4):  # the whole record, or its last part
-            record = wandb_internal_pb2.Record()
+            record = _MESSAGES.Record()
             record.ParseFromString(whole)
             whole = b""
             yield record
