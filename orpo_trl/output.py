@@ -64,12 +64,12 @@ def close() -> None:
 
 
 def _point_at_stderr() -> None:
-    if sys.stderr is None:  # it was closed at the start, and its number may be another file's by now
+    if _descriptor(sys.stderr) == _STDERR:
+        os.dup2(_STDERR, _STDOUT)
+    else:  # closed at the start: its number may be another file's by now
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, _STDOUT)
         os.close(nowhere)
-    else:
-        os.dup2(_STDERR, _STDOUT)
 
 
 def _descriptor(stream: TextIO | None) -> int | None:

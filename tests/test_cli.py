@@ -94,12 +94,13 @@ def test_tools_to_import_from_are_those_that_are_read():
     assert set(tool.choices) == set(TOOLS)
 
 
-def test_options_of_logps_have_the_choices_and_defaults_of_the_config():
+def test_options_of_logps_have_the_choices_of_the_config():
     config = {field.name: field for field in dataclasses.fields(ORPOConfig)}
     shared = {name: option for name, option in options("logps").items() if name in config and name != "max_length"}
     assert set(shared) > {"prompt_turns", "on_malformed", "pair_layout", "max_prompt_length", "strings_as_messages"}
     for name, option in shared.items():
-        assert (option.get_default(click.Context(main)) or None) == (config[name].default or None), name
+        if isinstance(option.type, click.Choice):
+            assert option.default == config[name].default, name
         choices = option.type.choices if isinstance(option.type, click.Choice) else None
         assert choices == config[name].metadata.get("choices"), name
 

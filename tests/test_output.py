@@ -80,7 +80,7 @@ def test_training_prints_to_the_real_standard_output(run, tmp_path):
     (tmp_path / "accelerate").write_text("#!/bin/sh\necho ANSWER of the program; echo for people >&2\n")
     (tmp_path / "accelerate").chmod(0o755)
     code = (
-        "import sys; from orpo_trl import launch; launch._accelerate = lambda: sys.argv.pop(1);"
+        "import sys; from orpo_trl import launch; program = sys.argv.pop(1); launch._accelerate = lambda: program;"
         "from orpo_trl.cli import main; main()"
     )
     done = subprocess.run(
