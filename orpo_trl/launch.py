@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from orpo_trl.paths import RECIPES, RUN_SCRIPT, relative
+from orpo_trl.yaml_text import from_yaml
 
 
 @dataclass(frozen=True)
@@ -177,8 +176,8 @@ def _check_machines(launch: Launch) -> None:
 
 def _is_accelerate_config(path: Path) -> bool:
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        config = from_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # no file, no text, no YAML
         return False
     return isinstance(config, dict) and "distributed_type" in config
 
