@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from orpo_trl.config import ORPOConfig as ORPOConfig
     from orpo_trl.pairs.prepare import prepare_pairs as prepare_pairs
+    from orpo_trl.scoring.logps import score_pairs as score_pairs
     from orpo_trl.trainer import ORPOTrainer as ORPOTrainer
 
 __version__ = version("orpo-trl")
@@ -16,8 +17,9 @@ _EXPORTS = {
     "ORPOConfig": "orpo_trl.config",
     "ORPOTrainer": "orpo_trl.trainer",
     "prepare_pairs": "orpo_trl.pairs.prepare",
+    "score_pairs": "orpo_trl.scoring.logps",
 }
-__all__ = ["ORPOConfig", "ORPOTrainer", "prepare_pairs"]
+__all__ = ["ORPOConfig", "ORPOTrainer", "prepare_pairs", "score_pairs"]
 
 
 def __getattr__(name: str):
