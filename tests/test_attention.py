@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from support.models import tiny_of_type
 from support.small import REPOSITORY, make_dataset, settings, tiny_model
-from transformers import AttentionInterface
+from transformers import CONFIG_MAPPING, AttentionInterface
 from transformers.integrations import flash_attention
 from trl.experimental.orpo import ORPOConfig as TRLConfig
 from trl.experimental.orpo import ORPOTrainer as TRLTrainer
@@ -31,6 +31,11 @@ COMMON = {
     "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
 }  # fmt: skip
 TOKEN = st.integers(3, 98)
+# A type that the lowest version of transformers does not have is skipped there; constraints.txt has all of them.
+MODEL_TYPES = [
+    pytest.param(name, marks=pytest.mark.skipif(name not in CONFIG_MAPPING, reason=f"transformers has no {name} yet"))
+    for name in sorted(EXACT_MODEL_TYPES)
+]
 
 
 def ids(least: int, most: int):
@@ -90,7 +95,7 @@ def model_of_type(model_type: str):
 # ---- Exact -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", sorted(EXACT_MODEL_TYPES))
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_packed_rows_equal_padded_ones(model_type):
     model, packed = model_of_type(model_type)
     assert why_not_exact(model) is None
@@ -131,7 +136,7 @@ def trl_batch(pairs: list[dict]) -> dict[str, torch.Tensor]:
     return batch
 
 
-@pytest.mark.parametrize("model_type", sorted(EXACT_MODEL_TYPES))
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_packed_rows_equal_trl(model_type, tmp_path_factory):
     trl = trl_trainer(tmp_path_factory.getbasetemp())
     model, packed = model_of_type(model_type)
@@ -154,7 +159,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("model_type", sorted(EXACT_MODEL_TYPES))
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_checkpointed_layers_read_the_packed_row_again(model_type):
     model, packed = model_of_type(model_type)
     expected = loss_of(model, PAIRS, "padded")
@@ -484,5 +489,6 @@ def readme_table() -> str:
     return "\n".join(["| attention | model types that read packed rows exactly |", "| --- | --- |", *lines])
 
 
+@pytest.mark.skipif(not set(CONFIG_MAPPING) >= EXACT_MODEL_TYPES, reason="transformers has not all of the types yet")
 def test_readme_lists_the_models():
     assert readme_table() in (REPOSITORY / "README.md").read_text(), f"README.md should hold:\n{readme_table()}"

@@ -1,5 +1,6 @@
 """Answers to held-out prompts while a model trains."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +33,7 @@ class SampleCompletions(TrainerCallback):
         if (state.global_step, name) in self.done:  # the last step is evaluated again at the end of a run
             return
         self.done.add((state.global_step, name))
-        examples = list(dataset.take(NUM_SAMPLES))
+        examples = list(islice(dataset, NUM_SAMPLES))
         completions = self._generate([example["prompt_ids"] for example in examples])
         if not state.is_world_process_zero:
             return
