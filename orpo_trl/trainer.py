@@ -11,13 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
-from transformers import (
-    AutoProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-    TrainerCallback,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
 from orpo_trl import trainer_checks as checks
 from orpo_trl.attention import choose_layout, reading_packed_row, without_adapter
@@ -29,7 +23,7 @@ from orpo_trl.callbacks.trackers import run_pages
 from orpo_trl.config import ORPOConfig
 from orpo_trl.lengths import PairLengths
 from orpo_trl.losses import log_odds_ratio, nll_sum, odds_ratio_loss, orpo_loss, pair_logps
-from orpo_trl.model import disable_dropout
+from orpo_trl.model import disable_dropout, load_processor
 from orpo_trl.model_card import write_card
 from orpo_trl.pair_metrics import PairMetrics
 from orpo_trl.pairs.preparation import PreparationReport
@@ -135,9 +129,7 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
             # SFTTrainer does this for DDP and DeepSpeed, but not for FSDP.
             args.model_init_kwargs = {**kwargs} | ({"device_map": None} if PartialState().num_processes > 1 else {})
         if processing_class is None:
-            processing_class = AutoProcessor.from_pretrained(
-                model_id, revision=kwargs.get("revision"), trust_remote_code=args.trust_remote_code
-            )
+            processing_class = load_processor(model_id, kwargs.get("revision"), args.trust_remote_code)
         checks.check_tokenizer(processing_class, args)
         self.preparation_reports: dict[str, PreparationReport] = {}
         self.recipe = settings_as_recipe(args, model_id)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +48,28 @@ class MalformedRowsError(ValueError):
             + more
             + "\nFix or remove them, or set `on_malformed: drop` to train without them."
         )
+
+
+@overload
+def prepare_pairs(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    rules: PairRules,
+    name: str = ...,
+    on_malformed: str = ...,
+    num_proc: int | None = ...,
+) -> tuple[Dataset, PreparationReport]: ...
+
+
+@overload
+def prepare_pairs(
+    dataset: IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    rules: PairRules,
+    name: str = ...,
+    on_malformed: str = ...,
+    num_proc: int | None = ...,
+) -> tuple[IterableDataset, None]: ...
 
 
 def prepare_pairs(
