@@ -12,7 +12,7 @@ from support.small import REPOSITORY, make_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orpo_trl.batch import PairCollator
-from orpo_trl.metrics import length_bucket
+from orpo_trl.metric_sums import length_bucket
 from orpo_trl.pairs.prepare import prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.scoring.logps import prepare_model, score_pairs
