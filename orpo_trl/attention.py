@@ -154,7 +154,7 @@ def _attention(
 
     Args:
         attention: the model's own implementation.
-        query: `[1, heads, tokens, head_dim]`; `key` and `value` alike with their own number of heads.
+        query: `[1, heads, tokens, head_dim]`; `key` and `value`: the same shape, with their own number of heads.
         segments: see `PairCollator`.
 
     Returns:

@@ -10,7 +10,7 @@ import torch
 from orpo_trl.batch import PairCollator
 from orpo_trl.config import ORPOConfig
 from orpo_trl.lengths import PairLengths
-from orpo_trl.upstream import HookedSFTTrainer
+from orpo_trl.upstream import HookedSFTTrainer, UpstreamError, supported_versions
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class TokenBudget:
 class TokenBudgetMixin(HookedSFTTrainer):
     """Trains with `max_tokens_per_micro_batch`: a batch of `TokenBudget` runs pass by pass, as one micro-batch.
 
-    Without that setting, each batch is one pass, and nothing here changes what the Trainer does.
+    Without that setting, each batch is one pass.
     """
 
     args: ORPOConfig
@@ -69,7 +69,7 @@ class TokenBudgetMixin(HookedSFTTrainer):
         if budget is None:
             return
         is_packed = getattr(self.data_collator, "layout", "padded") == "shared_prefix"
-        longest = int(lengths[:, None].batch(is_packed).max())
+        longest = lengths.largest_batch(is_packed, getattr(self.data_collator, "pad_to_multiple_of", None))
         if longest > budget:
             logger.warning(
                 "The longest pair takes %d tokens, more than `max_tokens_per_micro_batch: %d`: such a pair makes a "
@@ -89,6 +89,11 @@ class TokenBudgetMixin(HookedSFTTrainer):
         return batches, totals
 
     def training_step(self, model, inputs, num_items_in_batch=None):
+        if num_items_in_batch is None:
+            raise UpstreamError(
+                "transformers has not counted the pairs of the optimiser step (`Trainer._get_num_items_in_batch`), so "
+                f"its loss would be wrong; supported: {supported_versions('transformers')}."
+            )
         *first, last = self.passes(inputs)
         losses = []
         for part in first:

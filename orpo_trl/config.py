@@ -1,12 +1,12 @@
 """Typed settings of a run: `ORPOConfig` for the trainer, `ModelArguments` and `DataArguments` for the entry point."""
 
 from dataclasses import dataclass, field, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from pydantic import ConfigDict, Field, with_config
+from transformers import is_torch_xla_available
 from trl import ModelConfig, SFTConfig
 from typing_extensions import Required, TypedDict
 
@@ -106,8 +106,8 @@ class ORPOConfig(SFTConfig):
         default="auto",
         metadata={
             "help": "Order of the training rows: 'random', 'sequential', 'group_by_length', or 'batch_rebalance': "
-            "random, with the rows of each optimiser step dealt so that all ranks and accumulation steps get about the "
-            "same number of tokens. 'auto': batch_rebalance, or random where the loss depends on which rows share a "
+            "random, with the rows of each optimiser step distributed so that all ranks and accumulation steps get "
+            "about the same number of tokens. 'auto': batch_rebalance, or random where the loss depends on which rows share a "
             "micro-batch.",
             "choices": list(SAMPLING_STRATEGIES),
         },
@@ -179,7 +179,7 @@ class ORPOConfig(SFTConfig):
         problems = [*self._range_problems(), *self._contradictions(), *self._meaningless_problems()]
         if problems:
             raise SettingsError("ORPOConfig", problems)
-        if not torch.accelerator.is_available() and find_spec("torch_xla") is None:
+        if not torch.accelerator.is_available() and not is_torch_xla_available():
             # Without it, accelerate looks for the backend of a GPU and finds none. Each process of a distributed launch
             # then runs as if it were the only one.
             self.use_cpu = True

@@ -91,7 +91,7 @@ def train_flops(
         is_padded: the padded layout, which pads both rows of a pair to the longer one; else shared_prefix.
     """
     if is_padded:
-        tokens, attended = lengths.rows * lengths.longest_row, lengths.attended_padded
+        tokens, attended = lengths.padded, lengths.attended_padded
     else:
         tokens, attended = lengths.packed, lengths.attended_packed
     scored = nll_tokens(lengths.prompt, lengths.chosen, training.nll_scope) + lengths.rejected

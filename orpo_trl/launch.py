@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_trl.paths import RECIPES, RUN_SCRIPT, relative
-from orpo_trl.yaml_text import from_yaml
+from orpo_trl.yaml_text import from_yaml_of_others
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _check_machines(launch: Launch) -> None:
 
 def _is_accelerate_config(path: Path) -> bool:
     try:
-        config = from_yaml(path.read_text(encoding="utf-8"))
+        config = from_yaml_of_others(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # no file, no text, no YAML
         return False
     return isinstance(config, dict) and "distributed_type" in config

@@ -77,6 +77,11 @@ class PairLengths:
         return self.prompt + self.longer_response
 
     @property
+    def padded(self) -> np.ndarray:
+        """Positions in a padded batch of its own."""
+        return self.rows * self.longest_row
+
+    @property
     def packed(self) -> np.ndarray:
         """Positions in a packed row: the last prompt token stands before the rejected response again."""
         return self.unique + self.is_pair
@@ -108,6 +113,10 @@ class PairLengths:
             return round_up(self.packed.sum(-1), multiple)
         return self.rows.sum(-1) * round_up(self.longest_row.max(-1, initial=0), multiple)
 
+    def largest_batch(self, is_packed: bool, multiple: int | None = None) -> int:
+        """Positions of the largest batch of one pair alone; arguments as in `batch`."""
+        return int(self[..., None].batch(is_packed, multiple).max())
+
 
 def round_up(size: Any, multiple: int | None) -> Any:
     """An int or an array of them, rounded up to a multiple; as it is where that is None or 0."""
@@ -119,5 +128,5 @@ def _size(ids: Sized | None) -> int:
 
 
 def _seen(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Pairs of a query and a key that it sees, where the last query is the last key's own."""
+    """Pairs of a query and a key that it sees, where the last query and the last key are the same token."""
     return queries * keys - queries * (queries - 1) // 2

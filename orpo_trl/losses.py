@@ -10,9 +10,11 @@ term). With log p(y) the mean token log-probability of a response, and p its exp
 
 Symbols: x prompt, y_w chosen response, y_l rejected response, lambda the weight that TRL calls `beta`.
 
+What the loss is made of:
+
     orpo_loss                       eq. 6
       nll_sum                       the NLL term; `nll_tokens`, `nll_divisors` and `nll_units` are its reductions
-      odds_ratio_loss               eq. 7, mean over pairs
+      odds_ratio_loss               eq. 7, of each pair; the loss has their mean
         log_odds_ratio              eq. 5
           log_odds                  eq. 4
             pair_logps              log p of each response
@@ -146,7 +148,7 @@ def nll_tokens(prompt: Any, response: Any, scope: str) -> Any:
 
 
 def nll_divisors(tokens: Sequence[int], reduction: str, max_length: int | None = None) -> list[int]:
-    """What the negative log-likelihood of each token of a row is divided by, for the rows of a micro-batch.
+    """For each row of a micro-batch, the divisor of its tokens' negative log-likelihood.
 
     Args:
         tokens: `nll_tokens` of each row.
@@ -162,7 +164,7 @@ def nll_divisors(tokens: Sequence[int], reduction: str, max_length: int | None =
 
 
 def nll_units(tokens: Sequence[int], reduction: str) -> int:
-    """How many tokens, micro-batches or rows a micro-batch adds to what the NLL term is the mean of.
+    """Units of a micro-batch: tokens, micro-batches or rows. The NLL term is the mean over the units of the step.
 
     Args:
         tokens, reduction: as in `nll_divisors`.

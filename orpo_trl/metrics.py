@@ -114,7 +114,7 @@ METRICS = {
         ),
         Metric(
             "throughput/unique_tokens_per_second", "training speed", "Of all processes together, each prompt counted "
-            "once; evaluation and saving take no time of it.", "unique tokens/s", title="tok/s", format=",.0f",
+            "once; time for evaluation and saving does not count.", "unique tokens/s", title="tok/s", format=",.0f",
             higher_is_better=True,
         ),
         Metric(

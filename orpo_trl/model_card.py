@@ -68,7 +68,7 @@ def write_card(
             run = read_run(folder)
             parts = _parts(run)
         except (ValueError, OSError) as error:
-            # Such as a metrics.jsonl that somebody has edited. Each checkpoint has a card, and is worth more than it.
+            # Such as a metrics.jsonl that somebody has edited. Saving a checkpoint must not fail because of its card.
             logger.warning("The model card lacks the run's recipe, data and figures: %s", error)
     recipe = run.recipe if run is not None else {}
     if recipe.get("from_scratch"):  # only the config came from there, not the weights

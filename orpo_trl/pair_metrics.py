@@ -12,10 +12,22 @@ from orpo_trl.throughput import Throughput
 
 logger = logging.getLogger(__name__)
 
-# Means over pairs, in the order of `PairMetrics.add`.
-PAIR_METRICS = (
-    "log_odds_ratio", "log_odds_chosen", "odds_ratio_delta", "logps/chosen", "logps/rejected", "rewards/accuracies",
-)  # fmt: skip
+
+def of_each_pair(chosen: torch.Tensor, rejected: torch.Tensor, log_ratio: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The metrics that are means over pairs: `[pairs]` each, by logged name.
+
+    Args:
+        chosen, rejected: `[pairs]`, mean token log-probabilities.
+        log_ratio: `[pairs]`, from `losses.log_odds_ratio`.
+    """
+    return {
+        "log_odds_ratio": -odds_ratio_loss(log_ratio),
+        "log_odds_chosen": log_ratio,
+        "odds_ratio_delta": odds_ratio_delta(log_ratio),
+        "logps/chosen": chosen,
+        "logps/rejected": rejected,
+        "rewards/accuracies": (chosen > rejected).float(),  # TRL compares the rewards, which are all 0 at beta = 0
+    }
 
 
 class PairMetrics:
@@ -33,7 +45,12 @@ class PairMetrics:
     ):
         self.args, self.accelerator, self.throughput = args, accelerator, throughput
         self.aux_loss_weight = aux_loss_weight
-        names = ("nll_loss", *PAIR_METRICS, *(() if aux_loss_weight is None else ("aux_loss",)))
+        no_pairs = torch.zeros(0)
+        names = (
+            "nll_loss",
+            *of_each_pair(no_pairs, no_pairs, no_pairs),
+            *(() if aux_loss_weight is None else ("aux_loss",)),
+        )
         self.had_non_finite_loss = False
         self._sums = {"train": MetricSums(names), "eval": MetricSums(names)}
         self._groups = PairGroups(args.beta)
@@ -66,12 +83,8 @@ class PairMetrics:
             log_ratio: `[pairs]`, from `losses.log_odds_ratio`.
             aux_loss: scalar, mean over the micro-batch.
         """
-        # TRL compares the rewards, which are all 0 at beta = 0.
-        of_pairs = [
-            -odds_ratio_loss(log_ratio), log_ratio, odds_ratio_delta(log_ratio), chosen, rejected,
-            (chosen > rejected).float(),
-        ]  # fmt: skip
-        values = [nll.reshape(1), torch.stack(of_pairs).sum(dim=1)]
+        of_pairs = of_each_pair(chosen, rejected, log_ratio)
+        values = [nll.reshape(1), torch.stack(list(of_pairs.values())).sum(dim=1)]
         weights = [batch["num_nll_units"], *[batch["num_pairs"]] * len(of_pairs)]
         if aux_loss is not None:
             values.append(aux_loss.float().reshape(1) * batch["num_micro_batches"])

@@ -17,7 +17,7 @@ _WARNINGS = (
 _LOG_MESSAGES = {
     # bitsandbytes logs at import that it has no kernel for 4 bits on a CPU. 4 bits are for GPUs here.
     "bitsandbytes.backends.cpu.ops": r"Failed to load CPU gemm_4bit_forward",
-    # A run on a CPU is meant to be one.
+    # The user has chosen the CPU.
     "DeepSpeed": r"Setting accelerator to CPU",
 }
 

@@ -1,6 +1,6 @@
 """The keys of a recipe by section, and the inherited keys that mean nothing for preference pairs.
 
-Names alone: this module imports nothing, so that commands that only need the names start at once.
+Names alone: this imports no other module of the package, so that commands that need only the names start at once.
 """
 
 from collections.abc import Mapping, Sequence

@@ -31,12 +31,19 @@ from orpo_trl.pairs.prepare import PAIR_COLUMNS, pair_lengths, prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.sampling import GlobalBatchSampler, StreamedBatches
 from orpo_trl.throughput import Throughput
-from orpo_trl.upstream import add_fused_lm_head, get_config_model_id, run_fused_head, use_cpu_head_tiles
+from orpo_trl.upstream import (
+    HookedSFTTrainer,
+    add_fused_lm_head,
+    check_needs,
+    get_config_model_id,
+    run_fused_head,
+    use_cpu_head_tiles,
+)
 
 logger = logging.getLogger(__name__)
 
 
-class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
+class ORPOTrainer(TokenBudgetMixin, HookedSFTTrainer, hub_tags=("trl", "orpo", "orpo-trl")):
     """Trains a causal language model with ORPO (arXiv 2403.07691) on pairs of a chosen and a rejected response.
 
     Takes the place of `trl.experimental.orpo.ORPOTrainer`. It adds to `trl.SFTTrainer` pairs instead of texts, the
@@ -99,6 +106,7 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
         quantization_config: Any = None,
         peft_config: Any = None,
     ):
+        check_needs()
         model_id = model if isinstance(model, str) else get_config_model_id(model.config)
         args = args or ORPOConfig(f"{Path(model_id).name or 'model'}-ORPO")
         checks.check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config)
@@ -123,7 +131,7 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
         self._set_up_logs()
 
     def _before_weights(self, model, model_id: str, args: ORPOConfig, processing_class):
-        """What SFTTrainer would find out too late: a tokenizer that does not fit should be known before the weights."""
+        """Load and check the tokenizer before the weights are loaded; SFTTrainer checks it afterwards."""
         kwargs: Any = args.model_init_kwargs or {}  # a dict: `TrainingArguments` has parsed a string
         if isinstance(model, str):
             # SFTTrainer does this for DDP and DeepSpeed, but not for FSDP.
@@ -290,7 +298,7 @@ class ORPOTrainer(TokenBudgetMixin, hub_tags=("trl", "orpo", "orpo-trl")):
             scale = self.accelerator.num_processes
         loss = orpo_loss(nll, odds_ratio, self.args.beta, units, pairs)
         if self.aux_loss_enabled:
-            # A mean over micro-batches; one without rows routes a padding token, which is nothing to balance.
+            # A mean over micro-batches. One without rows has only a padding token, so it does not count.
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss * inputs["num_micro_batches"] / parts
         aux_loss = outputs.aux_loss if self.aux_loss_enabled else None
         self.pair_metrics.add(mode, inputs, nll, chosen, rejected, log_ratio, aux_loss)

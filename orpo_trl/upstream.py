@@ -1,7 +1,11 @@
 """Everything of other libraries that they do not promise to keep, in one place.
 
-`NEEDS` lists each such name with what it is needed for. tests/test_upstream.py checks that each still does it; run that
-test when a version bound is raised. No other file of the package uses a private name of another library.
+`NEEDS` lists each such name with what it is needed for. tests/test_upstream.py checks that each is there, and that the
+hooks of the trainers are called; run that test when a version bound is raised. No other file of the package uses a
+private name of another library.
+
+Two kinds of text are elsewhere, because a command must not load torch for them: the environment variables
+`ACCELERATE_USE_*` in launch.py, and the messages of quiet.py.
 
 The functions and classes below give these names a stable form: `HookedSFTTrainer` turns the private methods of TRL's
 and transformers' trainers into methods that `ORPOTrainer` overrides.
@@ -114,17 +118,24 @@ NEEDS = (
     # ---- Attention
     Need("transformers.PreTrainedConfig._attn_implementation", "the attention that reads packed rows"),
     Need("transformers.utils.generic.is_flash_attention_requested", "the kernel of a packed row", ("config",)),
+    Need("transformers.models.mistral.modeling_mistral.eager_attention_forward", "packed rows with `eager` attention; "
+         "each model's module has one", ("module", "query", "key", "value", "attention_mask")),
     # ---- Data
     Need(f"{_UTILS}.remove_none_values", "tool schemas that Arrow has filled with nulls", ("example",)),
     Need("datasets.fingerprint.Hasher.hash", "a cache of tokens that knows the package's version", ("value",)),
-    Need("datasets.Dataset._fingerprint", "the same", is_of_instances=True),
+    Need("datasets.Dataset._fingerprint", "a cache of tokens that knows the rows", is_of_instances=True),
     # ---- Order of the rows
     Need("transformers.trainer_pt_utils.get_length_grouped_indices", "`train_sampling_strategy: group_by_length`",
          ("lengths", "batch_size", "generator")),
-    Need(_SAMPLER, "rows dealt to ranks without repetition: the Trainer does not shard a sampler of this class again",
+    Need(_SAMPLER, "a sampler that gives each rank its own rows: the Trainer does not shard one of this class again",
          ("lengths", "effective_batch_size", "dp_size", "grad_accum", "seed", "rank", "drop_last")),
     Need(f"{_SAMPLER}._assign", "balanced micro-batches of padded rows", ("indices", "lengths")),
     Need(f"{_SAMPLER}._yield_global_batch", "balanced micro-batches", ("batch_indices",)),
+    *(
+        Need(f"{_SAMPLER}.{name}", "the rows of an optimiser step", is_of_instances=True)
+        for name in ("lengths", "effective_batch_size", "dp_size", "grad_accum", "rank", "epoch", "seed",
+                     "num_full_batches", "remainder", "has_tail", "num_global_batches")
+    ),
     # ---- The trainer
     Need(f"{_SFT}._prepare_dataset", "pairs in place of texts",
          ("dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name")),
@@ -137,8 +148,8 @@ NEEDS = (
     Need(f"{_TRAINER}._signature_columns", "the columns of pairs", is_of_instances=True),
     Need(f"{_TRAINER}._train_batch_size", "the rows of a micro-batch, after `auto_find_batch_size` too",
          is_of_instances=True),
-    Need(f"{_TRAINER}._get_train_sampler", "rows dealt to ranks without repetition", ("train_dataset",)),
-    Need(f"{_TRAINER}._get_eval_sampler", "rows dealt to ranks without repetition", ("eval_dataset",)),
+    Need(f"{_TRAINER}._get_train_sampler", "a sampler that gives each rank its own rows", ("train_dataset",)),
+    Need(f"{_TRAINER}._get_eval_sampler", "a sampler that gives each rank its own rows", ("eval_dataset",)),
     Need(f"{_TRAINER}._run_epoch", "the order of the rows of a resumed epoch", ("model", "epoch")),
     Need(f"{_TRAINER}._get_num_items_in_batch", "the counts that a step's loss is divided by",
          ("batch_samples", "device")),
@@ -146,6 +157,8 @@ NEEDS = (
     Need(f"{_TRAINER}.loss_is_scaled_for_ga", "a loss that the Trainer does not divide again"),
     Need("transformers.trainer_utils.get_last_checkpoint", "resuming", ("folder",)),
     Need("transformers.trainer_utils.has_length", "progress bars over streams", ("dataset",)),
+    Need("accelerate.state.GradientState.sync_gradients", "a token budget's passes before the last",
+         is_of_instances=True),
     Need("accelerate.state.GradientState._set_sync_gradients", "a token budget's passes before the last",
          ("sync_gradients",)),
     # ---- Logs
@@ -199,20 +212,20 @@ try:
     from trl.trainer.utils import get_trackio_space_url as get_trackio_space_url
     from trl.trainer.utils import pad as pad
     from trl.trainer.utils import remove_none_values as remove_none_values
-except ImportError:
+
+    # Tiles of TRL's fused LM head, in tokens and words of the vocabulary, by kind of device. TRL's are made for GPUs:
+    # 4,096 tokens by 32,768 words in fp32, several at a time. On a CPU these are often larger than all logits of a
+    # batch, and take three times as long as tiles that stay in its cache.
+    HEAD_TILES = {
+        "cpu": (512, 8192),
+        "cuda": (chunked_logprob.TOKEN_CHUNK_SIZE, trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE),
+    }
+except (ImportError, AttributeError):
     check_needs()
     raise
 
 
 # ---- The LM head -----------------------------------------------------------------------------------------------------
-
-# Tiles of TRL's fused LM head, in tokens and words of the vocabulary, by kind of device. TRL's are made for GPUs: 4,096
-# tokens by 32,768 words in fp32, several at a time. On a CPU these are often larger than all logits of a batch, and
-# take three times as long as tiles that stay in its cache.
-HEAD_TILES = {
-    "cpu": (512, 8192),
-    "cuda": (chunked_logprob.TOKEN_CHUNK_SIZE, trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE),
-}
 
 
 def use_cpu_head_tiles() -> None:
@@ -311,14 +324,14 @@ def watching_tensors(watch: Callable[[torch.Tensor], None]) -> Iterator[None]:
 
 
 class RankAwareSampler(BatchRebalanceSampler):
-    """A sampler that each rank has its own rows of: the Trainer does not shard it again."""
+    """A sampler that already gives each rank its own rows: the Trainer does not shard it again."""
 
     def balanced(self, rows: list[int]) -> Iterator[list[int]]:
-        """This rank's micro-batches of the rows of one optimiser step, as `assign` deals them."""
+        """This rank's micro-batches of the rows of one optimiser step, as `assign` distributes them."""
         yield from self._yield_global_batch(rows)
 
     def assign(self, rows: list[int], lengths: list[int]) -> list[list[list[int]]]:
-        """Rows of each rank's micro-batches. By default as transformers deals padded rows."""
+        """Rows of each rank's micro-batches. By default as transformers distributes padded rows."""
         return super()._assign(rows, lengths)
 
     def _assign(self, indices: list[int], lengths: list[int]) -> list[list[list[int]]]:

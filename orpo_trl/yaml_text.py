@@ -79,7 +79,7 @@ for _name, _pattern, _first in (
 
 
 def to_yaml(values: dict[str, Any]) -> str:
-    """Values as YAML, read alike by YAML 1.1 and 1.2, one line for each value that is no mapping or list."""
+    """Values as YAML, read the same way by YAML 1.1 and 1.2, one line for each value that is no mapping or list."""
     return yaml.dump(values, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=10**6)
 
 
@@ -195,11 +195,23 @@ class Yaml11Reader(YamlReader):
         return self._yaml.construct_object(node)
 
 
+def from_yaml_of_others(text: str) -> Any:
+    """The values of another tool's YAML, by YAML 1.1 and with aliases, as that tool reads it.
+
+    Raises:
+        ValueError: where the text is no YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML: {error}") from error
+
+
 def from_yaml(text: str) -> Any:
     """The values of a YAML 1.2 text.
 
     Raises:
-        ValueError: where the text is no YAML, or holds what no recipe may hold.
+        ValueError: where the text is no YAML, or has aliases, tags or repeated keys.
     """
     reader = YamlReader()
     values = reader.read(text)

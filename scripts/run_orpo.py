@@ -28,7 +28,7 @@ from trl import get_peft_config, get_quantization_config
 from orpo_trl import ORPOConfig, ORPOTrainer
 from orpo_trl.callbacks.trackers import TrackerError, finish_wandb
 from orpo_trl.launch import start_deepspeed_on_cpu
-from orpo_trl.metrics import evaluation_prefixes, held_out_table
+from orpo_trl.metrics import EVALUATION, evaluation_prefixes, held_out_table
 from orpo_trl.model import build_from_scratch, load_tokenizer, model_init_kwargs
 from orpo_trl.pairs.load import load_pairs
 from orpo_trl.pairs.prepare import MalformedRowsError
@@ -123,7 +123,7 @@ def final_evaluation(trainer: ORPOTrainer) -> dict[str, float]:
     """Metrics of the model that is saved: those of the last step where it has been evaluated, else a new evaluation."""
     state = trainer.state
     logged = [log for log in state.log_history if log["step"] == state.global_step]
-    metrics = {name: value for log in logged for name, value in log.items() if name.startswith("eval_")}
+    metrics = {name: value for log in logged for name, value in log.items() if name.startswith(EVALUATION)}
     if metrics and not trainer.args.load_best_model_at_end:
         return metrics
     return trainer.evaluate()

@@ -1,7 +1,11 @@
 """What the trainer's import loads: each process of a run pays for it."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
+
+import orpo_trl
 
 HEAVY = ("matplotlib", "jinja2", "wandb", "deepspeed", "tensorboard", "torch.utils.tensorboard")
 
@@ -17,3 +21,16 @@ def test_trainer_loads_nothing_heavy_that_its_libraries_do_not_load():
     libraries = loaded_by("from trl import SFTTrainer")
     assert libraries <= {"jinja2", "wandb"}
     assert loaded_by("import orpo_trl.trainer") <= libraries
+
+
+def test_heavy_packages_are_imported_where_they_are_used():
+    """Not at the top of a file: only the files that draw and render do so, and they are imported when used."""
+    package = Path(orpo_trl.__file__).parent
+    found = set()
+    for path in package.rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if {name.split(".")[0] for name in names} & {"matplotlib", "jinja2", "wandb", "deepspeed", "tensorboard"}:
+                found.add(path.relative_to(package).as_posix())
+    assert found == {"report/draw.py", "report/page.py"}

@@ -52,7 +52,14 @@ def instances(trainer):
     from transformers.integrations import WandbCallback
 
     rows = Dataset.from_list([{"a": 1}])
-    return {"Trainer": trainer, "SFTTrainer": trainer, "Dataset": rows, "WandbCallback": WandbCallback()}
+    return {
+        "Trainer": trainer,
+        "SFTTrainer": trainer,
+        "Dataset": rows,
+        "WandbCallback": WandbCallback(),
+        "BatchRebalanceSampler": trainer.train_sampler(trainer.train_dataset),
+        "GradientState": trainer.accelerator.gradient_state,
+    }
 
 
 def find(need, instances) -> object:
@@ -183,6 +190,82 @@ def test_a_pass_before_the_last_does_not_synchronise_gradients(trainer):
     assert state.sync_gradients == before
 
 
+def test_every_hook_of_the_trainer_is_called_in_a_run(tmp_path, tokenizer):
+    """A hook that the libraries no longer call would leave a run with another loss, other rows, or no card."""
+    called = []
+
+    class Spying(ORPOTrainer):
+        pass
+
+    def spy(name):
+        own = getattr(ORPOTrainer, name)
+
+        def method(self, *args, **kwargs):
+            called.append(name)
+            return own(self, *args, **kwargs)
+
+        setattr(Spying, name, method)
+
+    hooks = ("prepare_dataset", "train_sampler", "eval_sampler", "begin_epoch", "step_totals", "saving_checkpoint",
+             "create_model_card", "passes")  # fmt: skip
+    for hook in hooks:
+        spy(hook)
+    args = settings(
+        tmp_path, save_strategy="steps", save_steps=1, max_steps=1, include_num_input_tokens_seen="all",
+        gradient_accumulation_steps=2, per_device_train_batch_size=2,
+    )  # fmt: skip
+    rows = make_dataset(8)
+    trainer = Spying(tiny_model(), args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    trainer.evaluate()
+    assert set(called) == set(hooks)
+    assert trainer.state.num_input_tokens_seen > 0
+
+
+def test_a_step_whose_pairs_are_not_counted_is_refused(trainer):
+    batch = next(iter(trainer.get_train_dataloader()))
+    with pytest.raises(UpstreamError, match="has not counted the pairs of the optimiser step"):
+        trainer.training_step(trainer.model, batch, None)
+
+
+def test_a_name_that_is_gone_stops_the_trainer_before_anything_is_loaded(tmp_path, monkeypatch):
+    from transformers.trainer import Trainer
+
+    monkeypatch.delattr(Trainer, "_get_num_items_in_batch")
+    with pytest.raises(UpstreamError, match="_get_num_items_in_batch"):
+        ORPOTrainer("absent", settings(tmp_path), train_dataset=make_dataset(2))
+
+
+def test_small_helpers_do_what_they_are_needed_for(tmp_path):
+    assert upstream.pad([torch.tensor([1]), torch.tensor([2, 3])], padding_value=0, padding_side="left").tolist() == [
+        [0, 1],
+        [2, 3],
+    ]
+    assert upstream.remove_none_values([{"a": None, "b": {"c": None, "d": 1}}]) == [{"b": {"d": 1}}]
+    model = tiny_model(attention_dropout=0.5)
+    model.add_module("dropout", torch.nn.Dropout(0.5))
+    upstream.disable_dropout_in_model(model)
+    assert model.dropout.p == 0
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-10").mkdir()
+    assert upstream.get_last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-10")
+    assert upstream.find_adapter_config_file(str(tmp_path)) is None
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert upstream.find_adapter_config_file(str(tmp_path)) == str(tmp_path / "adapter_config.json")
+    model.config.name_or_path = "org/model"
+    assert upstream.get_config_model_id(model.config) == "org/model"
+
+
+def test_balanced_micro_batches_hold_each_row_of_the_step_once():
+    lengths = [9, 1, 5, 5, 2, 8, 3, 7]
+    samplers = [
+        upstream.RankAwareSampler(lengths, effective_batch_size=8, dp_size=2, grad_accum=2, rank=rank)
+        for rank in range(2)
+    ]
+    rows = [row for sampler in samplers for part in sampler.balanced(list(range(8))) for row in part]
+    assert sorted(rows) == list(range(8))
+
+
 def test_fake_tensors_take_no_memory():
     with upstream.fake_tensors():
         made = torch.empty(2**40)
@@ -231,6 +314,15 @@ def test_private_names_of_other_libraries_are_used_in_upstream_alone():
         if path.name != "upstream.py"
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in ours
+    ]
+    used += [
+        f"{path.name}:{node.lineno}: {argument.value}"
+        for path, tree in parsed.items()
+        if path.name != "upstream.py"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "setattr")
+        for argument in node.args
+        if isinstance(argument, ast.Constant) and isinstance(argument.value, str) and is_private(argument.value)
     ]
     assert used == []
 

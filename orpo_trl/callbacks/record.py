@@ -115,10 +115,10 @@ def _parameters(model: torch.nn.Module) -> int:
 def _describe_data(dataset: Dataset | IterableDataset) -> dict[str, Any]:
     if isinstance(dataset, IterableDataset):
         return {"rows": None, "sha256": None}
-    return {"rows": len(dataset), "sha256": fingerprint(dataset)}
+    return {"rows": len(dataset), "sha256": token_digest(dataset)}
 
 
-def fingerprint(pairs: Dataset) -> str:
+def token_digest(pairs: Dataset) -> str:
     """SHA-256 of the token ids of all pairs in their order: equal wherever the same pairs were prepared."""
     digest = hashlib.sha256()
     pairs = pairs.with_format("arrow")

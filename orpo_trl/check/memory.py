@@ -318,7 +318,7 @@ class _Run:
         if name in TORCH_OPTIMIZERS:
             return self.share * TORCH_OPTIMIZERS[name] * size // FP32
         if name == "adafactor":
-            # Rows and columns of matrices. DeepSpeed's partitions are flat vectors, so their state is as large as they.
+            # Rows and columns of matrices. DeepSpeed's partitions are flat: the state has the size of the partition.
             return self.share * FP32 if self.sharding.is_deepspeed else self.weights.factors * FP32
         known = ", ".join(sorted([*TORCH_OPTIMIZERS, *OTHER_OPTIMIZERS, "adafactor"]))
         raise ValueError(f"The memory of `optim: {name}` is not known. Known are {known}.")

@@ -120,7 +120,7 @@ def check_memory(options: CheckOptions, recipe: RecipeResult, model: ModelResult
         raise Skipped(str(error)) from error
     has, whose = _capacity(options)
     yield (
-        f"engine {sharding.strategy}, processes {sharding.processes}; largest micro-batch {batch.tokens:,} tokens, "
+        f"strategy {sharding.strategy}, processes {sharding.processes}; largest micro-batch {batch.tokens:,} tokens, "
         f"row {batch.longest:,}"
     )
     for item, size in estimate.parts.items():
@@ -134,7 +134,7 @@ def check_memory(options: CheckOptions, recipe: RecipeResult, model: ModelResult
         )
     yield f"fits into the {has / GIB:.1f} GiB of {whose}"
     if device == "cuda":
-        yield "Calculated, and not yet compared with a GPU's own figures; what its allocator cannot reuse comes on top."
+        yield "Calculated, not compared with a GPU yet; memory that its allocator cannot reuse is not included."
 
 
 def _largest_batch(training: ORPOConfig, model: ModelResult, data: DataResult) -> tuple[MicroBatch, str]:
@@ -144,7 +144,7 @@ def _largest_batch(training: ORPOConfig, model: ModelResult, data: DataResult) -
     rows, note = 2 * training.per_device_train_batch_size, ""
     budget = training.max_tokens_per_micro_batch
     if budget is not None and tokens > budget:
-        one = int(data.lengths[:, None].batch(is_packed=not model.is_padded).max())
+        one = data.lengths.largest_batch(is_packed=not model.is_padded)
         rows, tokens = max(2, rows * budget // tokens), max(budget, one)
         if one > budget:
             note = f"a pair of {one:,} tokens is more than `max_tokens_per_micro_batch: {budget}` and gets its own pass"
@@ -205,7 +205,7 @@ def check_time(
         raise Skipped("no GPU is known; name one by --gpu")
     training = recipe.training
     if not (training.bf16 or training.fp16 or recipe.model_args.dtype in ("bfloat16", "float16")):
-        raise Skipped("the run computes in 32 bits, and the peaks that are known are those of 16")
+        raise Skipped("the run computes in 32 bits, and only 16-bit peaks are known")
     flops = train_flops(model.config, recipe.model_args, training, data.lengths, model.is_padded) / len(data.lengths)
     total, processes = flops * schedule.num_steps * schedule.pairs_per_step, options.processes
     hours = training_time(total, processes, device.peak_flops, options.utilisation) / 3600
@@ -253,7 +253,7 @@ def _packages(recipe: RecipeResult, sharding: Sharding) -> Iterator[tuple[str, s
     if arguments.use_peft:
         yield "peft", "`use_peft: true`", "pip install 'orpo-trl[peft]'"
     if sharding.is_deepspeed:
-        yield "deepspeed", f"the engine {sharding.strategy}", "pip install deepspeed"
+        yield "deepspeed", f"the strategy {sharding.strategy}", "pip install deepspeed"
     attention = arguments.attn_implementation or ""
     if attention.startswith("flash_attention"):
         name = {"flash_attention_3": "flash_attn_interface"}.get(attention, "flash_attn")

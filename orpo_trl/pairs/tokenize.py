@@ -8,7 +8,6 @@ from typing import Any
 
 from datasets import Features, Value
 from datasets import List as ListOf
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from orpo_trl.config import ORPOConfig
@@ -160,6 +159,8 @@ def _render(pair: Pair, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBa
     def render(messages: list, **kwargs) -> str:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, **kwargs, **options))
 
+    from jinja2 import TemplateError
+
     try:
         opening = pair.prompt
         if prompt_turns == "first":
@@ -189,7 +190,7 @@ def _split(prompt: list[int], full: list[list[int]], bos: list[int], eos: int | 
 
     `prompt` is what the model will see when it generates, so the response is whatever follows it in `full`. Where the
     tokenizer merges the end of the prompt with the start of a response, or the template renders the end of the prompt
-    differently once an answer follows, the prompt is shortened, for both responses alike, to what is common to all.
+    differently once an answer follows, the prompt is shortened, for both responses, to what is common to all.
     """
     common = min((_common_prefix(prompt, ids) for ids in full), default=0)
     responses = [ids[common:] for ids in full]

@@ -7,6 +7,7 @@ from typing import Any
 
 from orpo_trl.config import DataArguments, ModelArguments, ORPOConfig, SettingsError, SettingsProblem
 from orpo_trl.launch import DEEPSPEED, resolve_deepspeed
+from orpo_trl.metrics import EVALUATION
 from orpo_trl.recipe.files import (
     COMMAND_LINE,
     Place,
@@ -85,7 +86,7 @@ def build_settings(recipe: Recipe, with_engine: bool = True) -> Settings:
         except SettingsError as error:
             found += error.problems
         except (ValueError, TypeError, ImportError, OSError) as error:
-            # Of transformers or TRL, one at a time; beside other problems it may only follow from them.
+            # transformers and TRL raise one error at a time. Beside other problems, it may be their consequence.
             if not (recipe.problems or found):
                 found.append(_of_library(error))
     if "data" in built and not recipe.problems:
@@ -145,7 +146,7 @@ def _check(recipe: Recipe) -> None:
 
 
 def _as_written(value: Any, taken: Any) -> Any:
-    """What a key takes a value for, but 5 where it takes 5 for 5.0: a run's recipe shows numbers as the user did."""
+    """The converted value, except that an integer stays an integer where the key takes a float."""
     if isinstance(taken, float) and isinstance(value, int):
         return value
     if isinstance(taken, dict) and isinstance(value, dict):
@@ -172,27 +173,27 @@ def _deepspeed_problems(deepspeed: Any) -> list[SettingsProblem]:
 
 
 def _best_model_problems(training: ORPOConfig, data: DataArguments) -> list[SettingsProblem]:
-    """Found late otherwise: transformers looks for the metric at the first evaluation, under the name of one set."""
-    metric = (training.metric_for_best_model or "").removeprefix("eval_")
+    """transformers would look for the metric only at the first evaluation, under the name of one evaluation set."""
+    metric = (training.metric_for_best_model or "").removeprefix(EVALUATION)
     labels = list(data.eval_datasets)
     if not (training.load_best_model_at_end and labels) or any(metric.startswith(f"{label}_") for label in labels):
         return []
     text = (
         f"`metric_for_best_model`: with `eval_datasets`, expected a metric of one of them, such as "
-        f"eval_{labels[0]}_loss, received {training.metric_for_best_model}"
+        f"{EVALUATION}{labels[0]}_loss, received {training.metric_for_best_model}"
     )
     return [SettingsProblem(("metric_for_best_model", "eval_datasets"), text)]
 
 
 def _of_library(error: Exception) -> SettingsProblem:
-    """An error of transformers or TRL. Only its words say which arguments it is about, best those in backticks."""
+    """An error of transformers or TRL, which name arguments in backticks or as words with underscores."""
     text = " ".join(str(error).split())
-    words = re.findall(r"`(\w+)", text) + re.findall(r"\w+", text)
+    words = re.findall(r"`(\w+)", text) + re.findall(r"[a-z0-9]+_\w+", text)
     return SettingsProblem(tuple(word for word in words if word in recipe_keys()), text)
 
 
 def _placed(recipe: Recipe, problem: SettingsProblem) -> Problem:
-    """At the first of its keys that the recipe sets, else at the recipe as a whole."""
+    """The problem, with the place of the first of its keys that the recipe sets; else the place is the whole recipe."""
     name = next((name for name in problem.keys if name in recipe.settings), None)
     place = Place(recipe.name) if name is None else recipe.place(name)
     return Problem(place, recipe.without_secrets(problem.text), () if name is None else (name,))

@@ -9,10 +9,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from orpo_trl.diagnosis import diagnose
 from orpo_trl.metrics import number
 from orpo_trl.report import draw
+from orpo_trl.report.answers import earlier_cards, last_cards
 from orpo_trl.report.figures import FIGURES
 from orpo_trl.report.published import SOURCE, anchors
 from orpo_trl.report.run import Run
-from orpo_trl.report.samples import earlier_cards, last_cards
 from orpo_trl.report.tables import differences, facts, groups, summary
 
 TEMPLATE = "page.html.jinja"

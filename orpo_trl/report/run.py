@@ -18,7 +18,7 @@ from orpo_trl.report import history as logs
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left in its folder; whatever it did not leave is empty.
+    """What a run left in its folder; a field is empty if its file is missing.
 
     Attributes:
         folder: the run's output folder.

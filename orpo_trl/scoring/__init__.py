@@ -1,1 +1,1 @@
-"""What a model does with pairs and prompts, once it is trained."""
+"""Log-probabilities of pairs under a trained model."""

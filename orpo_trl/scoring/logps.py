@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from orpo_trl.attention import choose_layout, reading_packed_row, without_adapter
 from orpo_trl.batch import MODEL_INPUTS, PairCollator
-from orpo_trl.losses import log_odds, odds_ratio_delta, response_sums
+from orpo_trl.losses import log_odds, log_odds_ratio, odds_ratio_delta, response_sums
 from orpo_trl.pairs.load import ROW_COLUMN, SOURCE_COLUMN
 from orpo_trl.pairs.prepare import pair_lengths
 from orpo_trl.upstream import add_fused_lm_head, run_fused_head, use_cpu_head_tiles
@@ -116,17 +116,14 @@ def _passes(pairs: Dataset, collator: PairCollator, max_tokens: int) -> list[lis
     fit into memory fails at once. Within a pass, pairs come before rows without a rejected response, as in a batch.
     """
     lengths = pair_lengths(pairs)
-    # The collator counts positions; it needs no ids for that.
-    examples = [
-        {"prompt_ids": range(prompt), "chosen_ids": range(chosen), "rejected_ids": range(rejected) or None}
-        for prompt, chosen, rejected in zip(lengths.prompt, lengths.chosen, lengths.rejected, strict=True)
-    ]
+    is_packed, multiple = collator.layout == "shared_prefix", collator.pad_to_multiple_of
     passes: list[list[int]] = [[]]
     for row in np.argsort(lengths.longest_row, kind="stable")[::-1].tolist():
-        if passes[-1] and collator.positions([examples[other] for other in (*passes[-1], row)]) > max_tokens:
+        if passes[-1] and lengths[[*passes[-1], row]].batch(is_packed, multiple) > max_tokens:
             passes.append([])
         passes[-1].append(row)
-    return [sorted(rows, key=lambda row: examples[row]["rejected_ids"] is None) for rows in passes]
+    is_pair = lengths.is_pair
+    return [sorted(rows, key=lambda row: not is_pair[row]) for rows in passes]
 
 
 def _score(model: torch.nn.Module, examples: list[dict[str, Any]], collator: PairCollator) -> list[dict[str, Any]]:
@@ -141,7 +138,7 @@ def _score(model: torch.nn.Module, examples: list[dict[str, Any]], collator: Pai
     odds = log_odds(logps)
     # Chosen responses come first, those of pairs before the others; then the rejected ones, which may be fewer.
     rows, paired = len(examples), batch["num_pairs"]
-    log_or = odds[:paired] - odds[rows:]
+    log_or = log_odds_ratio(logps[:paired], logps[rows:])
     columns = {
         "source": [example[SOURCE_COLUMN] for example in examples],
         "row": [example[ROW_COLUMN] for example in examples],

@@ -10,7 +10,7 @@ from datasets import Dataset
 from support.small import REPOSITORY, make_dataset, make_rows, settings, tiny_model
 
 from orpo_trl import ORPOConfig, ORPOTrainer
-from orpo_trl.callbacks.record import fingerprint, git_revision
+from orpo_trl.callbacks.record import git_revision, token_digest
 from orpo_trl.pairs.preparation import PreparationReport
 from orpo_trl.pairs.prepare import prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
@@ -104,13 +104,13 @@ def test_fingerprint_is_of_the_tokens_and_their_order(tokenizer):
     rows = make_rows(2500, nll_only_every=3)
     whole = prepared(rows)
     same = prepared([{**row, "other": 1} for row in rows])
-    assert fingerprint(same) == fingerprint(whole) == fingerprint(whole.select(range(len(whole))).flatten_indices())
+    assert token_digest(same) == token_digest(whole) == token_digest(whole.select(range(len(whole))).flatten_indices())
     changed = [{**rows[0], "chosen": rows[0]["chosen"] + " time"}, *rows[1:]]
-    assert len({fingerprint(prepared(part)) for part in (rows, changed, rows[::-1], rows[1:])}) == 4
+    assert len({token_digest(prepared(part)) for part in (rows, changed, rows[::-1], rows[1:])}) == 4
     # A token that moves from one response to its neighbour, or to the next row's, is a change.
     ids = {"prompt_ids": [1], "chosen_ids": [5, 6], "rejected_ids": [7]}
     moved = {"prompt_ids": [1], "chosen_ids": [5], "rejected_ids": [6, 7]}
-    assert fingerprint(prepared([ids])) != fingerprint(prepared([moved]))
+    assert token_digest(prepared([ids])) != token_digest(prepared([moved]))
 
 
 def test_settings_of_a_python_run_are_a_recipe_of_them(tokenizer, tmp_path):
