@@ -107,8 +107,8 @@ class ORPOConfig(SFTConfig):
         metadata={
             "help": "Order of the training rows: 'random', 'sequential', 'group_by_length', or 'batch_rebalance': "
             "random, with the rows of each optimiser step distributed so that all ranks and accumulation steps get "
-            "about the same number of tokens. 'auto': batch_rebalance, or random where the loss depends on which rows share a "
-            "micro-batch.",
+            "about the same number of tokens. 'auto': batch_rebalance, or random where the loss depends on which rows "
+            "share a micro-batch.",
             "choices": list(SAMPLING_STRATEGIES),
         },
     )
