@@ -13,8 +13,8 @@ from orpo_trl.commands import Failure, MainGroup, Number, RecipesGroup, choice, 
 from orpo_trl.output import answer
 from orpo_trl.quiet import hide_known_warnings
 
-# Overrides of a recipe are no options of the command.
-_EXTRA = {"ignore_unknown_options": True}
+# Overrides of a recipe are no options of the command. A value such as `-hello` must not be read as `-h`.
+_EXTRA = {"ignore_unknown_options": True, "help_option_names": ["--help"]}
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _ANY_PATH = click.Path(path_type=Path)
@@ -172,7 +172,7 @@ def expand(recipe: str, overrides: tuple[str, ...]) -> None:
 @argument("file", type=_ANY_PATH)
 @option(
     "--tool",
-    type=Choice(["axolotl", "llama-factory", "alignment-handbook", "trl"]),
+    type=Choice(["axolotl", "llama_factory", "alignment_handbook", "trl"]),
     help="The tool whose config it is. Default: detected from its keys.",
 )
 @option("-o", "--output", type=_ANY_PATH, help="Write the recipe here instead of printing it.")
@@ -181,7 +181,7 @@ def import_(file: Path, tool: str | None, output: Path | None) -> None:
 
     Reads axolotl (`rl: orpo`), LLaMA-Factory (`pref_loss: orpo`), alignment-handbook, and TRL's `--config` files. The
     recipe's header and standard error list the keys that have no equal here, and what differs in the objective. For a
-    shell script of ORPO's authors, the answer is the shipped recipe with its settings.
+    shell script of ORPO's authors, the message names the shipped recipe that was made from it.
 
     \b
     Example:

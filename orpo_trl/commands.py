@@ -1,6 +1,7 @@
 """What the command `orpo-trl` adds to click: messages for errors, standard output for answers, recipes by name."""
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,8 +34,14 @@ def _failing() -> Iterator[None]:
 class _Command(click.Command):
     """A command whose standard output carries its answer alone."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # `-h` asks for help where it is no value: first, or behind the recipe.
+        if ctx.ignore_unknown_options and "-h" in args[:2] and not args[0].startswith("--"):
+            args = ["--help"]
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
-        with output.reserved(), _failing():
+        with _failing(), output.reserved():
             return super().invoke(ctx)
 
 
@@ -48,7 +55,12 @@ class MainGroup(_Group):
             return super().main(*args, standalone_mode=standalone_mode, **extra)
         finally:
             if standalone_mode:  # the process ends here
-                output.close()
+                try:
+                    output.close()
+                except OSError as error:  # help texts that nobody could write or read
+                    if not isinstance(error, BrokenPipeError):
+                        click.echo(f"Error: standard output: {error.strerror}", err=True)
+                    os._exit(1)
 
 
 class RecipesGroup(_Group):

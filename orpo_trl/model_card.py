@@ -39,7 +39,7 @@ def write_card(
     model_name: str,
     source: str,
     base_model: str,
-    dataset_name: str | None,
+    dataset_name: str | list[str] | None,
     tags: Sequence[str],
     is_adapter: bool,
     is_chat: bool,
@@ -74,7 +74,8 @@ def write_card(
     if recipe.get("from_scratch"):  # only the config came from there, not the weights
         base_model = ""
     hub_base = base_model if _is_hub_id(base_model) else None
-    datasets = [name for name in ([dataset_name] if dataset_name else _dataset_names(recipe)) if _is_hub_id(name)]
+    given = [dataset_name] if isinstance(dataset_name, str) else dataset_name
+    datasets = [name for name in given or _dataset_names(recipe) if _is_hub_id(name)]
     license_of_base = _license(base_model)
     data = ModelCardData(
         base_model=hub_base,
@@ -114,6 +115,8 @@ def _parts(run: Run) -> dict[str, Any]:
             for heading, value in held_out_table(metrics, prefix)
         ],
         "preparation": [_block(text, "text") for text in run.preparation_texts()],
+        # A run from Python names no dataset in its settings, so they are no recipe.
+        "is_recipe": bool(_dataset_names(run.recipe)),
         "recipe": _block(run.recipe_text, "yaml") if run.recipe_text else "",
         "run": _block(json.dumps(record, indent=2, ensure_ascii=False), "json") if record else "",
     }

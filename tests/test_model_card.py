@@ -156,3 +156,7 @@ def test_quick_start_of_the_card_runs(tokenizer, tmp_path, monkeypatch, capsys, 
     monkeypatch.chdir(tmp_path)
     exec(text.split("```python\n")[1].split("```")[0], {})
     assert capsys.readouterr().out.strip()
+
+
+def test_several_datasets_are_all_named(tmp_path):
+    assert front_matter(tmp_path, dataset_name=["org/one", "org/two"])["datasets"] == ["org/one", "org/two"]

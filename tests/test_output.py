@@ -159,3 +159,22 @@ def test_closed_streams_are_no_error(closed):
     done = subprocess.run(["bash", "-c", shell], cwd=REPOSITORY, env=TRAIN_ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("# ") == (closed == "2>&-")
+
+
+@pytest.mark.parametrize("command", [["recipes"], ["recipes", "expand", "quickstart"], ["schema", "beta"], ["--help"]])
+def test_a_full_disk_behind_standard_output_is_named(command):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [ORPO_TRL, *command], stdout=full, stderr=subprocess.PIPE, text=True, env=TRAIN_ENVIRONMENT
+        )
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert "No space left on device" in done.stderr
+
+
+def test_a_value_that_begins_like_the_flag_for_help_is_no_question(run):
+    """The help would end the command with status 0, as if it had trained."""
+    done = run("train", "quickstart", "--dry_run", "--run_name", "-hello")
+    assert shlex.split(done.stdout)[-2:] == ["--run_name", "-hello"]
+    assert run("train", "-h").stdout.startswith("Usage:")
+    assert run("train", "quickstart", "-h").stdout.startswith("Usage:")

@@ -23,8 +23,8 @@ TOOLS = {tool.id: tool for tool in (AXOLOTL, LLAMA_FACTORY, HANDBOOK, TRL)}
 # Keys that show whose a config is: that of the first tool with one of them.
 _MARKS = {
     "axolotl": ("rl", "base_model", "orpo_alpha", "sequence_len", "micro_batch_size"),
-    "llama-factory": ("stage", "pref_loss", "pref_beta", "finetuning_type", "cutoff_len", "lora_target"),
-    "alignment-handbook": (
+    "llama_factory": ("stage", "pref_loss", "pref_beta", "finetuning_type", "cutoff_len", "lora_target"),
+    "alignment_handbook": (
         "dataset_mixer", "dataset_mixture", "dataset_splits", "chat_template", "use_flash_attention_2",
     ),
     "trl": ("model_name_or_path", "dataset_name", "datasets"),

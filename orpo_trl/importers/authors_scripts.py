@@ -53,5 +53,6 @@ def _refuse(path: Path, recipe: str | None) -> NoReturn:
             "nearest of `orpo-trl recipes`, and override by `--key value` what differs"
         )
     raise ImportProblem(
-        f"{path} is a script of ORPO's authors; the shipped recipe {recipe} has its settings: orpo-trl recipes {recipe}"
+        f"{path} is a script of ORPO's authors; its published version is the shipped recipe {recipe} (override by "
+        f"`--key value` what you have changed): orpo-trl recipes {recipe}"
     )

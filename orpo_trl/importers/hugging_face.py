@@ -216,7 +216,7 @@ TRL = Tool(
     check=_check,
 )
 HANDBOOK = Tool(
-    id="alignment-handbook",
+    id="alignment_handbook",
     name="alignment-handbook",
     renamed={**RENAMED, **_RENAMED, "preprocessing_num_workers": "dataset_num_proc"},
     converted={**CONVERTED, **_TRL_CONVERTED, **_HANDBOOK_CONVERTED},

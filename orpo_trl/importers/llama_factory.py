@@ -219,7 +219,7 @@ def _placeholders(draft: Draft, key: str) -> list[dict[str, Any]]:
 
 
 LLAMA_FACTORY = Tool(
-    id="llama-factory",
+    id="llama_factory",
     name="LLaMA-Factory",
     renamed={**RENAMED, **_RENAMED},
     converted={**CONVERTED, **_CONVERTED},

@@ -227,7 +227,7 @@ def test_stream_has_no_epochs():
 )  # fmt: skip
 def test_memory_is_estimated_for_the_strategy_of_the_launch(arguments, engine):
     steps = check("quickstart", *arguments, "--gpu_memory", "24")[1]
-    assert f"engine {engine};" in steps["Memory"][1]
+    assert f"strategy {engine};" in steps["Memory"][1]
 
 
 def test_memory_step_is_skipped_for_an_unknown_optimizer():

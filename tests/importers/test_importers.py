@@ -434,7 +434,7 @@ def test_missing_file_and_unknown_tool_are_named(tmp_path):
         import_recipe(tmp_path / "absent.yaml")
     with pytest.raises(ImportProblem, match="cannot be read"):
         import_recipe(tmp_path)
-    with pytest.raises(ImportProblem, match="unknown tool 'unsloth'; expected one of axolotl, llama-factory"):
+    with pytest.raises(ImportProblem, match="unknown tool 'unsloth'; expected one of axolotl, llama_factory"):
         import_recipe(tmp_path, "unsloth")
 
 
