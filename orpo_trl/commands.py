@@ -52,15 +52,17 @@ class _Group(click.Group):
 class MainGroup(_Group):
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         try:
-            return super().main(*args, standalone_mode=standalone_mode, **extra)
-        finally:
-            if standalone_mode:  # the process ends here
-                try:
+            try:
+                return super().main(*args, standalone_mode=standalone_mode, **extra)
+            finally:
+                if standalone_mode:  # the process ends here
                     output.close()
-                except OSError as error:  # help texts that nobody could write or read
-                    if not isinstance(error, BrokenPipeError):
-                        click.echo(f"Error: standard output: {error.strerror}", err=True)
-                    os._exit(1)
+        except OSError as error:  # of texts that click itself writes, such as the help
+            if not standalone_mode:
+                raise
+            if not isinstance(error, BrokenPipeError):
+                click.echo(f"Error: {error}", err=True)
+            os._exit(1)
 
 
 class RecipesGroup(_Group):
