@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
 from orpo_trl import trainer_checks as checks
+from orpo_trl import upstream
 from orpo_trl.attention import choose_layout, reading_packed_row, without_adapter
 from orpo_trl.batch import COUNTS, MODEL_INPUTS, PairCollator
 from orpo_trl.budget import TokenBudgetMixin
@@ -31,19 +32,11 @@ from orpo_trl.pairs.prepare import PAIR_COLUMNS, pair_lengths, prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.sampling import GlobalBatchSampler, StreamedBatches
 from orpo_trl.throughput import Throughput
-from orpo_trl.upstream import (
-    HookedSFTTrainer,
-    add_fused_lm_head,
-    check_needs,
-    get_config_model_id,
-    run_fused_head,
-    use_cpu_head_tiles,
-)
 
 logger = logging.getLogger(__name__)
 
 
-class ORPOTrainer(TokenBudgetMixin, HookedSFTTrainer, hub_tags=("trl", "orpo", "orpo-trl")):
+class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer, hub_tags=("trl", "orpo", "orpo-trl")):
     """Trains a causal language model with ORPO (arXiv 2403.07691) on pairs of a chosen and a rejected response.
 
     Takes the place of `trl.experimental.orpo.ORPOTrainer`. It adds to `trl.SFTTrainer` pairs instead of texts, the
@@ -106,8 +99,8 @@ class ORPOTrainer(TokenBudgetMixin, HookedSFTTrainer, hub_tags=("trl", "orpo", "
         quantization_config: Any = None,
         peft_config: Any = None,
     ):
-        check_needs()
-        model_id = model if isinstance(model, str) else get_config_model_id(model.config)
+        upstream.check_needs()
+        model_id = model if isinstance(model, str) else upstream.get_config_model_id(model.config)
         args = args or ORPOConfig(f"{Path(model_id).name or 'model'}-ORPO")
         checks.check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config)
         checks.check_trackers(args)
@@ -166,9 +159,9 @@ class ORPOTrainer(TokenBudgetMixin, HookedSFTTrainer, hub_tags=("trl", "orpo", "
         if self.args.disable_dropout:
             disable_dropout(self.model)
         if self.args.device.type == "cpu":
-            use_cpu_head_tiles()
+            upstream.use_cpu_head_tiles()
         # SFTTrainer's own head computes entropy and accuracy of the tokens as well, 3 % of a step on a CPU.
-        add_fused_lm_head(without_adapter(self.model))
+        upstream.add_fused_lm_head(without_adapter(self.model))
 
     def _set_up_logs(self) -> None:
         self.callback_handler.callbacks[:] = standard_callbacks(self)
@@ -280,7 +273,7 @@ class ORPOTrainer(TokenBudgetMixin, HookedSFTTrainer, hub_tags=("trl", "orpo", "
         of_model = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
         of_model |= {"output_router_logits": True} if self.aux_loss_enabled else {}
         with reading_packed_row() if "segments" in inputs else nullcontext():
-            token_logps, outputs = run_fused_head(model, of_model)
+            token_logps, outputs = upstream.run_fused_head(model, of_model)
         token_logps = token_logps.float()
         nll = nll_sum(token_logps, inputs["nll_divisors"])
         chosen, rejected = pair_logps(

@@ -280,7 +280,7 @@ def trees():
 
 
 def is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__") and name != "_replace"  # of every named tuple
+    return name.startswith("_") and not name.startswith("__") and name not in ("_replace", "_exit")  # of named tuples and of os
 
 
 def defined_names(trees) -> set[str]:
