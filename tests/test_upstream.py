@@ -280,7 +280,8 @@ def trees():
 
 
 def is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__") and name not in ("_replace", "_exit")  # of named tuples and of os
+    of_python = ("_replace", "_exit")  # of named tuples and of os
+    return name.startswith("_") and not name.startswith("__") and name not in of_python
 
 
 def defined_names(trees) -> set[str]:

@@ -19,6 +19,8 @@ def records(path: Path):
             position += _BLOCK - position % _BLOCK
             continue
         _, length, kind = struct.unpack_from("<IHB", data, position)
+        if position + _HEADER + length > len(data):  # a part that is being written
+            return
         whole += data[position + _HEADER : position + _HEADER + length]
         position += _HEADER + length
         if kind in (1, 4):  # the whole record, or its last part
