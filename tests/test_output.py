@@ -75,6 +75,7 @@ def test_dry_run_is_one_command_line(run):
     assert shlex.split(done.stdout)[-1] == "recipes/quickstart.yaml"
 
 
+@pytest.mark.slow
 def test_training_prints_to_the_real_standard_output(run, tmp_path):
     """`train` executes a program in its place, which prints where `train` was asked to print."""
     (tmp_path / "accelerate").write_text("#!/bin/sh\necho ANSWER of the program; echo for people >&2\n")
@@ -93,11 +94,13 @@ def test_training_prints_to_the_real_standard_output(run, tmp_path):
     assert "for people" in done.stderr
 
 
+@pytest.mark.slow
 def test_scores_are_json_lines(run, model):
     done = run("logps", model, "recipes/quickstart/data", "--split", "test")
     assert [json.loads(line)["row"] for line in done.stdout.splitlines()] == list(range(67))
 
 
+@pytest.mark.slow
 def test_report_names_the_files_that_it_writes(run, tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     done = run("report", tmp_path, "--png", tmp_path / "png", "--csv", tmp_path / "m.csv")
@@ -105,11 +108,13 @@ def test_report_names_the_files_that_it_writes(run, tmp_path):
     assert all(os.path.isfile(line) for line in done.stdout.splitlines())
 
 
+@pytest.mark.slow
 def test_imported_recipe_is_yaml(run, tmp_path):
     (tmp_path / "a.yml").write_text("rl: orpo\nbase_model: some/model\norpo_alpha: 0.2\ndatasets: [{path: a/b}]\n")
     assert yaml.safe_load(run("recipes", "import", tmp_path / "a.yml").stdout)["beta"] == 0.2
 
 
+@pytest.mark.slow
 def test_check_prints_its_report(run):
     lines = run("check", "quickstart").stdout.splitlines()
     assert lines[0] == "1. Recipe: ✓"
@@ -117,6 +122,7 @@ def test_check_prints_its_report(run):
     assert not any("NOISE" in line for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "beginning"),
     [
@@ -144,7 +150,14 @@ def test_failing_command_answers_nothing(run, arguments, status):
     assert "Error: " in done.stderr
 
 
-@pytest.mark.parametrize("command", ["recipes expand quickstart", "schema", "check quickstart"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "recipes expand quickstart",
+        pytest.param("schema", marks=pytest.mark.slow),
+        pytest.param("check quickstart", marks=pytest.mark.slow),
+    ],
+)
 def test_closed_pipe_is_quiet(command):
     shell = f"set -o pipefail; {ORPO_TRL} {command} | head -n 1; exit 0"
     done = subprocess.run(["bash", "-c", shell], cwd=REPOSITORY, env=TRAIN_ENVIRONMENT, capture_output=True, text=True)
@@ -153,7 +166,9 @@ def test_closed_pipe_is_quiet(command):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed", [pytest.param(">&-", marks=pytest.mark.slow), "2>&-", pytest.param(">&- 2>&-", marks=pytest.mark.slow)]
+)
 def test_closed_streams_are_no_error(closed):
     shell = f"{ORPO_TRL} recipes expand quickstart {closed}"
     done = subprocess.run(["bash", "-c", shell], cwd=REPOSITORY, env=TRAIN_ENVIRONMENT, capture_output=True, text=True)
@@ -161,7 +176,9 @@ def test_closed_streams_are_no_error(closed):
     assert done.stdout.startswith("# ") == (closed == "2>&-")
 
 
-@pytest.mark.parametrize("command", [["recipes"], ["recipes", "expand", "quickstart"], ["schema", "beta"], ["--help"]])
+@pytest.mark.parametrize(
+    "command", [["recipes"], ["--help"], pytest.param(["recipes", "expand", "quickstart"], marks=pytest.mark.slow)]
+)
 def test_a_full_disk_behind_standard_output_is_named(command):
     with open("/dev/full", "w") as full:
         done = subprocess.run(

@@ -92,7 +92,9 @@ def expected_metrics(folder: Path, rows: list[dict], sources: list[str], tokeniz
     ("engine", "options"),
     [
         (None, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}),
-        ("zero3", {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),
+        pytest.param(
+            "zero3", {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, marks=pytest.mark.slow
+        ),
         pytest.param("ddp", {"per_device_train_batch_size": 4, "pair_layout": "padded"}, marks=pytest.mark.slow),
     ],
 )

@@ -43,6 +43,7 @@ def rows(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_paper_recipe_trains_under_zero3_by_overrides_alone(rows, tmp_path):
     overrides = [
         *LOCAL, "--dataset_name", str(rows), "--dataset_train_split", "train", "--test_split_size", "4",
@@ -137,6 +138,7 @@ def test_malformed_row_ends_with_a_message_and_no_traceback(rows, tmp_path, caps
     assert f"{rows}, row 60: column `chosen`: expected a string or a list of messages" in message
 
 
+@pytest.mark.slow
 def test_launched_run_reports_an_error_once(tmp_path):
     done = launch(SCRIPT, "recipes/absent.yaml", engine=cpu_engine("zero3", tmp_path), check=False)
     assert done.returncode != 0

@@ -16,6 +16,8 @@ from orpo_trl.recipe.parse import load_recipe
 
 MODEL = "recipes/quickstart/model"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+# Of each kind one that the default tests check: from scratch, a paper's checkpoint, QLoRA.
+QUICK = ("quickstart", "mistral_beta", "qwen3_8b_qlora")
 # Splits that the recipes name.
 SPLITS = ("train", "test", "train_prefs", "test_prefs")
 
@@ -56,7 +58,9 @@ def overrides(name, folders, output):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_shipped_recipe_passes_its_check(name, folders, tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     arguments = ["check", name, *overrides(name, folders, tmp_path), "--num_processes", "2", "--gpu_memory", "80"]

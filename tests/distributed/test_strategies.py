@@ -47,7 +47,7 @@ slow = pytest.mark.slow
     ("engine", "options"),
     [
         ("zero3", {}),
-        ("fsdp2", {}),
+        pytest.param("fsdp2", {}, marks=slow),
         pytest.param("zero3", BUDGET, marks=slow),
         pytest.param("zero3", REENTRANT, marks=slow),
         pytest.param("zero3", ACCUMULATED_BUDGET, marks=slow),
@@ -83,6 +83,7 @@ def test_two_processes_train_as_one_under_each_strategy(engine, options, base, o
         torch.testing.assert_close(loaded(torch.arange(5, 25)[None]).logits, trained, rtol=1e-5, atol=1e-5)
 
 
+@slow
 def test_two_ddp_processes_have_the_logs_and_weights_of_one(base, tmp_path):
     """To 1e-5 at each step, with uneven lengths, rows without `rejected`, and a last step of 5 rows."""
     results = {}
@@ -101,7 +102,8 @@ def test_two_ddp_processes_have_the_logs_and_weights_of_one(base, tmp_path):
         torch.testing.assert_close(weights["ddp"][name], weight, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("shards", [pytest.param(1, marks=slow), 3])
+@slow
+@pytest.mark.parametrize("shards", [1, 3])
 def test_two_processes_train_on_a_stream_as_one_does(base, tmp_path, shards):
     """accelerate alone repeats rows of a single file. It gives each rank its own files, and then ZeRO-3 hangs."""
     results = {}
@@ -115,6 +117,7 @@ def test_two_processes_train_on_a_stream_as_one_does(base, tmp_path, shards):
     assert results["zero3"]["eval"]["eval_loss"] == pytest.approx(results["one"]["eval"]["eval_loss"], rel=1e-4)
 
 
+@slow
 def test_lora_under_zero3(base, tmp_path):
     job = {**JOB, "rows": 16, "lora": True, "model": base, "output_dir": tmp_path / "lora"}
     job["config"] = {**TWO, "max_steps": 4, "learning_rate": 1e-2}
