@@ -154,7 +154,7 @@ NEEDS = (
     Need(f"{_TRAINER}._get_num_items_in_batch", "the counts that a step's loss is divided by",
          ("batch_samples", "device")),
     Need(f"{_TRAINER}._track_num_input_tokens", "`include_num_input_tokens_seen` under a token budget", ("inputs",)),
-    Need(f"{_TRAINER}.loss_is_scaled_for_ga", "a loss that the Trainer does not divide again"),
+    Need(f"{_TRAINER}.model_accepts_loss_kwargs", "a loss that the Trainer does not divide again", is_of_instances=True),
     Need("transformers.trainer_utils.get_last_checkpoint", "resuming", ("folder",)),
     Need("transformers.trainer_utils.has_length", "progress bars over streams", ("dataset",)),
     Need("accelerate.state.GradientState.sync_gradients", "a token budget's passes before the last",
@@ -362,8 +362,13 @@ class HookedSFTTrainer(SFTTrainer):
         if hub_tags:
             cls._tag_names = list(hub_tags)
 
-    # `compute_loss` divides by the totals of the whole optimiser step, so the Trainer must not divide again.
+    # `compute_loss` divides by the totals of the whole optimiser step, so the Trainer must not divide again. Early
+    # releases of transformers 5 do not know this name, and go by `model_accepts_loss_kwargs`.
     loss_is_scaled_for_ga = True
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True
 
     @property
     def hub_tags(self) -> list[str]:

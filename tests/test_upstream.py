@@ -222,6 +222,24 @@ def test_every_hook_of_the_trainer_is_called_in_a_run(tmp_path, tokenizer):
     assert trainer.state.num_input_tokens_seen > 0
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+def test_the_trainer_does_not_divide_the_loss_again(tokenizer, tmp_path, monkeypatch, is_known):
+    """Also for a model that takes no loss arguments, and where transformers does not know `loss_is_scaled_for_ga`."""
+    if not is_known:
+        monkeypatch.setattr(upstream.HookedSFTTrainer, "loss_is_scaled_for_ga", None)
+    losses = []
+    for size, accumulation in ((4, 1), (1, 4)):
+        model = tiny_model()
+        model.accepts_loss_kwargs = False
+        args = settings(
+            tmp_path, max_steps=1, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation
+        )
+        trainer = ORPOTrainer(model, args, train_dataset=make_dataset(4), processing_class=tokenizer)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["grad_norm"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_a_step_whose_pairs_are_not_counted_is_refused(trainer):
     batch = next(iter(trainer.get_train_dataloader()))
     with pytest.raises(UpstreamError, match="has not counted the pairs of the optimiser step"):
