@@ -454,7 +454,8 @@ def test_tokens_are_never_carried_over(read):
 
 
 def test_sections_and_refused_keys_are_all_keys_of_ours():
-    assert OURS <= FIELDS
+    newer = {"activation_checkpointing", "activation_checkpointing_kwargs"}  # early transformers 5 has not these keys
+    assert OURS - newer <= FIELDS
     assert set(REFUSED) == FIELDS - OURS
     assert MEANINGLESS.items() <= REFUSED.items()
     assert sum(map(len, SECTIONS.values())) == len(OURS)
