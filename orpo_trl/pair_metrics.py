@@ -1,6 +1,7 @@
 """What a run logs of its pairs: sums of micro-batches, means of a logging window or of an evaluation set."""
 
 import logging
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
@@ -13,21 +14,16 @@ from orpo_trl.throughput import Throughput
 logger = logging.getLogger(__name__)
 
 
-def of_each_pair(chosen: torch.Tensor, rejected: torch.Tensor, log_ratio: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The metrics that are means over pairs: `[pairs]` each, by logged name.
-
-    Args:
-        chosen, rejected: `[pairs]`, mean token log-probabilities.
-        log_ratio: `[pairs]`, from `losses.log_odds_ratio`.
-    """
-    return {
-        "log_odds_ratio": -odds_ratio_loss(log_ratio),
-        "log_odds_chosen": log_ratio,
-        "odds_ratio_delta": odds_ratio_delta(log_ratio),
-        "logps/chosen": chosen,
-        "logps/rejected": rejected,
-        "rewards/accuracies": (chosen > rejected).float(),  # TRL compares the rewards, which are all 0 at beta = 0
-    }
+# Means over pairs, each from chosen and rejected (`[pairs]`, mean token log-probabilities) and the log odds ratio.
+PAIR_METRICS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "log_odds_ratio": lambda chosen, rejected, log_ratio: -odds_ratio_loss(log_ratio),
+    "log_odds_chosen": lambda chosen, rejected, log_ratio: log_ratio,
+    "odds_ratio_delta": lambda chosen, rejected, log_ratio: odds_ratio_delta(log_ratio),
+    "logps/chosen": lambda chosen, rejected, log_ratio: chosen,
+    "logps/rejected": lambda chosen, rejected, log_ratio: rejected,
+    # TRL compares the rewards, which are all 0 at beta = 0.
+    "rewards/accuracies": lambda chosen, rejected, log_ratio: (chosen > rejected).float(),
+}
 
 
 class PairMetrics:
@@ -45,12 +41,7 @@ class PairMetrics:
     ):
         self.args, self.accelerator, self.throughput = args, accelerator, throughput
         self.aux_loss_weight = aux_loss_weight
-        no_pairs = torch.zeros(0)
-        names = (
-            "nll_loss",
-            *of_each_pair(no_pairs, no_pairs, no_pairs),
-            *(() if aux_loss_weight is None else ("aux_loss",)),
-        )
+        names = ["nll_loss", *PAIR_METRICS, *([] if aux_loss_weight is None else ["aux_loss"])]
         self.had_non_finite_loss = False
         self._sums = {"train": MetricSums(names), "eval": MetricSums(names)}
         self._groups = PairGroups(args.beta)
@@ -83,8 +74,8 @@ class PairMetrics:
             log_ratio: `[pairs]`, from `losses.log_odds_ratio`.
             aux_loss: scalar, mean over the micro-batch.
         """
-        of_pairs = of_each_pair(chosen, rejected, log_ratio)
-        values = [nll.reshape(1), torch.stack(list(of_pairs.values())).sum(dim=1)]
+        of_pairs = [compute(chosen, rejected, log_ratio) for compute in PAIR_METRICS.values()]
+        values = [nll.reshape(1), torch.stack(of_pairs).sum(dim=1)]
         weights = [batch["num_nll_units"], *[batch["num_pairs"]] * len(of_pairs)]
         if aux_loss is not None:
             values.append(aux_loss.float().reshape(1) * batch["num_micro_batches"])

@@ -36,7 +36,7 @@ from orpo_trl.throughput import Throughput
 logger = logging.getLogger(__name__)
 
 
-class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer, hub_tags=("trl", "orpo", "orpo-trl")):
+class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
     """Trains a causal language model with ORPO (arXiv 2403.07691) on pairs of a chosen and a rejected response.
 
     Takes the place of `trl.experimental.orpo.ORPOTrainer`. It adds to `trl.SFTTrainer` pairs instead of texts, the
@@ -82,6 +82,7 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer, hub_tags=("trl", 
     """
 
     dataset_columns = PAIR_COLUMNS
+    hub_tags = ("trl", "orpo", "orpo-trl")
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer, hub_tags=("trl", 
         quantization_config: Any = None,
         peft_config: Any = None,
     ):
-        upstream.check_needs()
+        upstream.check_needs(upstream.HOOKS)
         model_id = model if isinstance(model, str) else upstream.get_config_model_id(model.config)
         args = args or ORPOConfig(f"{Path(model_id).name or 'model'}-ORPO")
         checks.check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config)

@@ -8,7 +8,7 @@ from transformers.integrations import is_tensorboard_available, is_trackio_avail
 
 from orpo_trl.config import ORPOConfig
 from orpo_trl.pairs.preparation import PreparationReport
-from orpo_trl.pairs.prepare import column_names
+from orpo_trl.pairs.prepare import NO_END_OF_SEQUENCE, column_names
 from orpo_trl.sampling import GlobalBatchSampler
 
 logger = logging.getLogger(__name__)
@@ -58,10 +58,7 @@ def check_trackers(args: ORPOConfig) -> None:
 def check_tokenizer(processing_class, args: ORPOConfig) -> None:
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     if args.eos_token is None and tokenizer.eos_token is None:
-        raise ValueError(
-            "The tokenizer has no end-of-sequence token, so the model could not learn where a response ends. Set "
-            "`eos_token` to a token of its vocabulary."
-        )
+        raise ValueError(NO_END_OF_SEQUENCE)
 
 
 def check_parallelism(parallelism) -> None:

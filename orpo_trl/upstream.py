@@ -101,6 +101,9 @@ _TRAINER = "transformers.trainer.Trainer"
 _SFT = "trl.trainer.sft_trainer.SFTTrainer"
 _SAMPLER = "transformers.trainer_pt_utils.BatchRebalanceSampler"
 _UTILS = "trl.trainer.utils"
+# Classes whose methods we override. If one of these gets another name, ours is not called, and a run silently trains
+# something else.
+HOOKS = (_TRAINER, _SFT, _SAMPLER)
 
 NEEDS = (
     # ---- The LM head
@@ -173,15 +176,18 @@ NEEDS = (
 )  # fmt: skip
 
 
-def check_needs() -> None:
-    """Look for every name of `NEEDS` that needs no instance.
+def check_needs(prefixes: tuple[str, ...] = ("",)) -> None:
+    """Look for the names of `NEEDS` that need no instance.
+
+    Args:
+        prefixes: of the paths to look for; by default all.
 
     Raises:
         UpstreamError: listing all that are missing.
     """
     problems = []
     for need in NEEDS:
-        if need.is_of_instances:
+        if need.is_of_instances or not need.path.startswith(prefixes):
             continue
         try:
             need.find()
@@ -347,9 +353,11 @@ class HookedSFTTrainer(SFTTrainer):
 
     Attributes:
         dataset_columns: of a prepared dataset, those that the collator reads.
+        hub_tags: of the model on the Hub.
     """
 
     dataset_columns: tuple[str, ...] = ()
+    hub_tags: tuple[str, ...] = ()
 
     # The Trainer types these as what they may be before it is set up.
     args: Any
@@ -358,22 +366,13 @@ class HookedSFTTrainer(SFTTrainer):
     train_dataset: Any
     eval_dataset: Any
 
-    def __init_subclass__(cls, hub_tags: tuple[str, ...] = (), **kwargs: Any):
-        super().__init_subclass__(**kwargs)
-        if hub_tags:
-            cls._tag_names = list(hub_tags)
-
-    # `compute_loss` divides by the totals of the whole optimiser step, so the Trainer must not divide again. Early
-    # releases of transformers 5 do not know this name, and go by `model_accepts_loss_kwargs`.
-    loss_is_scaled_for_ga = True
-
     def __init__(self, *args: Any, **kwargs: Any):
+        self._tag_names = list(self.hub_tags)
         super().__init__(*args, **kwargs)
+        # `compute_loss` divides by the totals of the whole optimiser step, so the Trainer must not divide again. It
+        # goes by this attribute, which it has found from the model. (`loss_is_scaled_for_ga` says the same, but early
+        # releases of transformers 5 do not know it.)
         self.model_accepts_loss_kwargs = True
-
-    @property
-    def hub_tags(self) -> list[str]:
-        return list(self._tag_names)
 
     @property
     def text_tokenizer(self) -> Any:

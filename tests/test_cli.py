@@ -12,13 +12,13 @@ import click
 import pytest
 import yaml
 from click.testing import CliRunner
+from support.recipes import parse_recipe
 from support.small import REPOSITORY
 
 from orpo_trl.cli import main
 from orpo_trl.config import ORPOConfig
 from orpo_trl.importers import TOOLS
 from orpo_trl.paths import RECIPES
-from orpo_trl.recipe.parse import parse_recipe
 
 ORPO_TRL = str(Path(sys.executable).with_name("orpo-trl"))
 

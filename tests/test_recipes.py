@@ -7,10 +7,11 @@ from typing import NamedTuple
 import pytest
 import yaml
 from jinja2 import Environment, TemplateError
+from support.recipes import parse_recipe
 from support.small import REPOSITORY
 
 from orpo_trl.recipe.library import read_header
-from orpo_trl.recipe.parse import load_recipe, parse_recipe
+from orpo_trl.recipe.parse import load_recipe
 
 RECIPES = REPOSITORY / "recipes"
 PATHS = sorted(RECIPES.glob("*.yaml"))

@@ -32,6 +32,11 @@ logger = logging.getLogger(__name__)
 # Columns of prepared pairs.
 PAIR_COLUMNS = (*PAIR_FEATURES, SOURCE_COLUMN, ROW_COLUMN)
 
+NO_END_OF_SEQUENCE = (
+    "The tokenizer has no end-of-sequence token, so the model could not learn where a response ends. Set `eos_token` "
+    "to a token of its vocabulary."
+)
+
 # What decides a pair's tokens beside its row, the tokenizer and the rules.
 _CODE = [Path(__file__).with_name(name).read_bytes() for name in ("rows.py", "tokenize.py")]
 
@@ -104,10 +109,7 @@ def prepare_pairs(
     """
     columns = column_names(dataset)
     if tokenizer.eos_token_id is None:
-        raise ValueError(
-            "The tokenizer has no end-of-sequence token, so the model could not learn where a response ends. Set "
-            "`eos_token` to a token of its vocabulary."
-        )
+        raise ValueError(NO_END_OF_SEQUENCE)
     if not set(columns) & set(ROW_COLUMNS):
         received = [f"`{column}`" for column in columns if column not in (SOURCE_COLUMN, ROW_COLUMN)]
         raise ValueError(
@@ -160,10 +162,7 @@ def column_names(dataset: Dataset | IterableDataset) -> list[str]:
 
 def pair_lengths(pairs: Dataset) -> PairLengths:
     """Lengths `[pairs]` of prepared pairs."""
-    table = pairs.with_format("arrow")[:]
-    return PairLengths(
-        *(_numpy(pc.call_function("list_value_length", [table[f"{part}_ids"]]), 0).astype(np.int64) for part in PARTS)
-    )
+    return _lengths(pairs.with_format("arrow")[:])
 
 
 def _tokenize_and_drop(batch: Mapping, indices: list[int], name: str, on_malformed: str, **kwargs) -> dict[str, list]:
@@ -196,7 +195,7 @@ def _origins(dataset: Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _report(name: str, tokenized: Dataset, status: np.ndarray, sources: np.ndarray, rows: np.ndarray):
     table = tokenized.with_format("arrow")[:]
-    lengths = {part: _numpy(pc.call_function("list_value_length", [table[f"{part}_ids"]]), 0) for part in PARTS}
+    lengths = _lengths(table)
     flags = {flag: _numpy(table[flag], False) for flag in ("chosen_cut", "rejected_cut", "prompt_changed")}
     kept = status == KEPT
     paired = kept & _numpy(table["rejected_ids"].is_valid(), False)
@@ -215,11 +214,16 @@ def _report(name: str, tokenized: Dataset, status: np.ndarray, sources: np.ndarr
             prompt_changed=int(flags["prompt_changed"][here].sum()),
         )
     tokens = {
-        "prompt": LengthStats.of(lengths["prompt"][kept]),
-        "chosen": LengthStats.of(lengths["chosen"][kept]),
-        "rejected": LengthStats.of(lengths["rejected"][paired]),
+        "prompt": LengthStats.of(lengths.prompt[kept]),
+        "chosen": LengthStats.of(lengths.chosen[kept]),
+        "rejected": LengthStats.of(lengths.rejected[paired]),
     }
     return PreparationReport(name, reports, tokens)
+
+
+def _lengths(table: pa.Table) -> PairLengths:
+    columns = (pc.call_function("list_value_length", [table[f"{part}_ids"]]) for part in PARTS)
+    return PairLengths(*(_numpy(column, 0).astype(np.int64) for column in columns))
 
 
 def _numpy(column: pa.ChunkedArray, absent) -> np.ndarray:

@@ -28,21 +28,14 @@ _PATHS = (_MODEL, "tokenizer_name_or_path", "dataset_name", "chat_template_path"
 Settings = tuple[ModelArguments, DataArguments, ORPOConfig]
 
 
-def parse_recipe(arguments: list[str]) -> Settings:
-    """Settings from `RECIPE [--key value …]`; an override wins over the recipe, which wins over the defaults.
+def load_recipe(arguments: list[str]) -> Recipe:
+    """The recipe with its parents and overrides. Each key and each type is checked; `problems` has what is wrong.
+
+    An override wins over the recipe, which wins over the defaults.
 
     Args:
         arguments: a recipe's path, or the name of a shipped one, and overrides: `--key value`, `--key=value`,
             `--key` alone for true, `--key a b` for a list, `--key.part value` for a part of a nested value.
-
-    Raises:
-        RecipeError: with every problem of the recipe, its parents and the overrides, each with its line.
-    """
-    return build_settings(load_recipe(arguments))
-
-
-def load_recipe(arguments: list[str]) -> Recipe:
-    """The recipe with its parents and overrides. Each key and each type is checked; `problems` has what is wrong.
 
     Raises:
         RecipeError: where no recipe is named, or the named one does not exist.

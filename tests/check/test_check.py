@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from support.recipes import parse_recipe
 from support.small import REPOSITORY, make_rows
 from transformers import AutoTokenizer
 
@@ -17,7 +18,6 @@ from orpo_trl.config import ORPOConfig
 from orpo_trl.model import build_from_scratch, load_tokenizer
 from orpo_trl.pairs.load import load_pairs
 from orpo_trl.paths import RECIPES
-from orpo_trl.recipe.parse import parse_recipe
 
 MODEL = RECIPES / "quickstart" / "model"
 

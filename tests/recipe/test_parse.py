@@ -1,10 +1,11 @@
 import re
 
 import pytest
+from support.recipes import parse_recipe
 
 from orpo_trl.paths import RECIPES
 from orpo_trl.recipe.files import COMMAND_LINE, Place, RecipeError
-from orpo_trl.recipe.parse import build_settings, load_recipe, parse_recipe
+from orpo_trl.recipe.parse import build_settings, load_recipe
 from orpo_trl.recipe.show import expanded
 
 
