@@ -17,7 +17,7 @@ NLL_REDUCTIONS = ("token_mean", "micro_batch_mean", "sequence_mean", "max_length
 PAIR_LAYOUTS = ("auto", "shared_prefix", "padded")
 SAMPLING_STRATEGIES = ("auto", "random", "sequential", "group_by_length", "batch_rebalance")
 MALFORMED_ACTIONS = ("error", "drop")
-PROMPT_TURNS = ("all", "first")
+PROMPT_TURNS = ("auto", "all", "first")
 WANDB_MODES = ("online", "offline", "disabled")
 
 
@@ -134,11 +134,12 @@ class ORPOConfig(SFTConfig):
         },
     )
     prompt_turns: str = field(
-        default="all",
+        default="auto",
         metadata={
-            "help": "Turns of a conversation that are its prompt. 'all': all but the last answer. 'first': those "
-            "before the first answer; the odds ratio then covers all later turns, the user's included (as Capybara's "
-            "released weights were trained).",
+            "help": "Turns of a conversation that are its prompt. 'auto': those of `prompt` where it holds messages, "
+            "as in TRL, else all but the last answer. 'all': all but the last answer. 'first': those before the first "
+            "answer; the odds ratio then covers all later turns, the user's included (as Capybara's released weights "
+            "were trained).",
             "choices": list(PROMPT_TURNS),
         },
     )

@@ -78,7 +78,7 @@ def test_every_argument_of_sft_is_known(tmp_path):
         ({"max_length": "long"}, "`max_length` must be 2 or more"),
         ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` must be at least 1, got 0"),
         ({"learning_rate": -1.0}, "`learning_rate` must be at least 0"),
-        ({"prompt_turns": "last"}, "`prompt_turns` must be one of all, first"),
+        ({"prompt_turns": "last"}, "`prompt_turns` must be one of auto, all, first"),
         ({"max_length": 1}, "`max_length` must be 2 or more"),
         ({"max_prompt_length": 0}, "`max_prompt_length` must be 1 or more"),
         ({"nll_reduction": "max_length", "max_length": None}, "`max_length` is None"),

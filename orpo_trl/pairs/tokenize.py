@@ -1,7 +1,5 @@
 """Rows to token ids: `tokenize_rows` is the function that `datasets` maps over a source."""
 
-import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 
 from orpo_trl.config import ORPOConfig
 from orpo_trl.pairs.rows import ChatPair, Pair, RowError, TextPair, is_empty, row_to_pair
-from orpo_trl.upstream import remove_none_values
 
 # What became of a row. KEPT rows reach the model; each other status is a reason for dropping the row.
 KEPT = "kept"
@@ -48,7 +45,7 @@ class PairRules:
     max_prompt_length: int | None = None
     max_completion_length: int | None = None
     strings_as_messages: bool = False
-    prompt_turns: str = "all"
+    prompt_turns: str = "auto"
 
     @classmethod
     def of(cls, settings: ORPOConfig) -> "PairRules":
@@ -89,12 +86,12 @@ def tokenize_rows(
             if row.get("prompt_ids") is not None:
                 records[index] = _record(_check_ids(row, tokenizer), rules)
                 continue
-            pair = row_to_pair(row, rules.strings_as_messages)
+            pair = row_to_pair(row, rules.strings_as_messages, rules.prompt_turns)
             empty = _empty_side(pair)
             if empty:
                 records[index] = {"status": empty}
                 continue
-            rendered = _render(pair, row, tokenizer, rules.prompt_turns)
+            rendered = _render(pair, tokenizer)
         except RowError as error:
             records[index] = {"status": MALFORMED, "problem": str(error)}
             continue
@@ -140,49 +137,29 @@ def _empty_side(pair: Pair) -> str | None:
     return None
 
 
-def _render(pair: Pair, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, prompt_turns: str) -> list[str]:
+def _render(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Texts of the prompt, of the dialogue with its chosen and, where there is one, with its rejected response."""
     if isinstance(pair, TextPair):
         responses = [pair.chosen] if pair.rejected is None else [pair.chosen, pair.rejected]
         return [pair.prompt, *(pair.prompt + response for response in responses)]
-    turns = [pair.chosen] if pair.rejected is None else [pair.chosen, pair.rejected]
+    responses = [pair.chosen] if pair.rejected is None else [pair.chosen, pair.rejected]
     if not tokenizer.chat_template:
         raise ValueError(
             "The rows hold conversations, but the tokenizer has no chat template. Set `chat_template_path` to a Jinja "
             "file or to a tokenizer that has one."
         )
-    options = _json_column(row, "chat_template_kwargs") or {}
-    if not isinstance(options, dict):
-        raise RowError("chat_template_kwargs", "a mapping", f"{options!r:.60}")
-    options = {"tools": _json_column(row, "tools"), **options}
 
     def render(messages: list, **kwargs) -> str:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **kwargs, **options))
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **kwargs, **pair.options))
 
     from jinja2 import TemplateError
 
     try:
-        opening = pair.prompt
-        if prompt_turns == "first":
-            opening = list(itertools.takewhile(lambda turn: turn["role"] != "assistant", opening)) or opening
-        prompt = render(opening, add_generation_prompt=True)
-        return [prompt, *(render([*pair.prompt, turn]) for turn in turns)]
+        prompt = render(pair.prompt, add_generation_prompt=True)
+        return [prompt, *(render([*pair.prompt, *turns]) for turns in responses)]
     except (TemplateError, TypeError, KeyError, IndexError) as error:
         # Templates refuse by `raise_exception`, or trip over a turn that they were not written for.
         raise RowError("chosen", "turns that the chat template accepts", f"{type(error).__name__}: {error}") from error
-
-
-def _json_column(row: Mapping[str, Any], name: str) -> Any:
-    """A column that may hold its value as a JSON string, which Arrow stores where the rows' values differ in type."""
-    value = row.get(name)
-    if not isinstance(value, str):
-        return remove_none_values(value) if value else None
-    if not value.strip():
-        return None
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise RowError(name, "JSON", f"{value!r:.60} ({error.msg})") from error
 
 
 def _split(prompt: list[int], full: list[list[int]], bos: list[int], eos: int | None) -> _Ids:
