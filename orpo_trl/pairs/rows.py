@@ -1,11 +1,12 @@
 """One dataset row, of any accepted shape, to one pair. The shapes are listed in README.md, "Data formats"."""
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+from orpo_trl.pairs.foreign_rows import MEDIA_COLUMNS, converted, parse_turns, refuse_media, turn_of_sharegpt
+from orpo_trl.pairs.row_errors import RowError, describe
 from orpo_trl.upstream import remove_none_values
 
 Messages: TypeAlias = list[dict[str, Any]]
@@ -18,33 +19,28 @@ ROW_COLUMNS = (
     "instruction",
     "question",
     "input",
+    "system",
+    "history",
+    "conversations",
+    "messages",
+    "rejected_response",
+    "rejected_messages",
     "tools",
     "documents",
     "chat_template_kwargs",
     "prompt_ids",
     "chosen_ids",
     "rejected_ids",
+    *MEDIA_COLUMNS,
 )
 
-_LOOKS_LIKE_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""").match
+_TURN_COLUMNS = ("prompt", "chosen", "rejected", "conversations", "messages", "rejected_messages")
+_QUESTIONS = ("instruction", "question", "input")
+_MARKERS = ("<image>", "<video>", "<audio>")
 # Where templates and data sets keep the reasoning of an answer.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _HUMAN = "\n\nHuman:"
 _ASSISTANT = "\n\nAssistant:"
-
-
-class RowError(ValueError):
-    """A row that has none of the accepted shapes.
-
-    Attributes:
-        column: the column at fault.
-        expected: what it should hold.
-        received: what it holds.
-    """
-
-    def __init__(self, column: str, expected: str, received: str):
-        super().__init__(f"column `{column}`: expected {expected}, received {received}")
-        self.column, self.expected, self.received = column, expected, received
 
 
 @dataclass(frozen=True)
@@ -107,33 +103,85 @@ def row_to_pair(row: Mapping[str, Any], strings_as_messages: bool = False, promp
     Raises:
         RowError: naming the column, what was expected, and what was received.
     """
-    row = {name: _parse_messages(name, value) for name, value in row.items() if value is not None}
+    row = {
+        name: parse_turns(name, value) if name in _TURN_COLUMNS else value
+        for name, value in row.items()
+        if value is not None
+    }
+    refuse_media(row)
+    row, foreign = converted(row)
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if chosen is None:
         raise RowError("chosen", "a string or a list of messages", f"nothing (the row has {_present(row)})")
     for name, response in (("chosen", chosen), ("rejected", rejected)):
         if response is not None and not isinstance(response, (str, list)):
-            raise RowError(name, "a string or a list of messages", _describe(response))
+            raise RowError(name, "a string or a list of messages", describe(response))
     if rejected is not None and isinstance(chosen, str) != isinstance(rejected, str):
-        raise RowError("rejected", f"the type of `chosen`, {_describe(chosen)}", _describe(rejected))
+        raise RowError("rejected", f"the type of `chosen`, {describe(chosen)}", describe(rejected))
     if isinstance(chosen, list):
         pair = _pair_from_messages(row.get("prompt"), chosen, rejected, prompt_turns)
     else:
         pair = _pair_from_strings(row, chosen, rejected, strings_as_messages, prompt_turns)
     read = _read(row, pair)
+    if foreign:
+        read = (*foreign, *(name for name in read if name not in ("prompt", "chosen", "rejected")))
     if isinstance(pair, TextPair):
-        return replace(pair, read=read)
-    return replace(pair, read=read, options=_template_options(row))
+        _refuse_turn_columns(row)
+        return replace(pair, read=read, notes=_notes((pair.prompt, pair.chosen, pair.rejected or "")))
+    pair = _with_earlier_turns(row, pair, prompt_turns)
+    turns = (*pair.prompt, *pair.chosen, *(pair.rejected or ()))
+    notes = _notes(turn.get("content") or "" for turn in turns)
+    return replace(pair, read=read, notes=notes, options=_template_options(row))
 
 
-def _parse_messages(name: str, value: Any) -> Any:
-    """CSV holds messages as text: the JSON of them is read, and anything else that looks like them is refused."""
-    if name not in ("prompt", "chosen", "rejected") or not isinstance(value, str) or not _LOOKS_LIKE_MESSAGES(value):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise RowError(name, "messages as a list or as JSON", f"{value!r:.60} ({error.msg})") from error
+def _notes(texts: Iterable[str]) -> tuple[str, ...]:
+    found = {marker for text in texts if "<" in text for marker in _MARKERS if marker in text}
+    return tuple(f"literal `{marker}` in a text row" for marker in sorted(found))
+
+
+def _system_turns(row: Mapping[str, Any]) -> Messages:
+    text = row.get("system")
+    if text is not None and not isinstance(text, str):
+        raise RowError("system", "a string", describe(text))
+    return [{"role": "system", "content": text}] if text else []
+
+
+def _history_turns(row: Mapping[str, Any]) -> Messages:
+    history = row.get("history")
+    if history is not None and not isinstance(history, list):
+        raise RowError("history", "a list of pairs of earlier user and assistant texts", describe(history))
+    turns = []
+    for pair in history or []:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise RowError("history", "a list of pairs of earlier user and assistant texts", f"{pair!r:.60}")
+        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    return turns
+
+
+def _refuse_turn_columns(row: Mapping[str, Any]) -> None:
+    """A prompt that is used as it stands has no place for turns."""
+    for name, turns in (("system", _system_turns(row)), ("history", _history_turns(row))):
+        if turns:
+            raise RowError(
+                name, "nothing beside text rows: set `strings_as_messages: true`, or put it into the prompt", "text"
+            )
+
+
+def _with_earlier_turns(row: Mapping[str, Any], pair: ChatPair, prompt_turns: str) -> ChatPair:
+    """`pair` behind the turns of the columns `system` and `history`."""
+    system, history = _system_turns(row), _history_turns(row)
+    if not system and not history:
+        return pair
+    turns = (*pair.prompt, *pair.chosen, *(pair.rejected or ()))
+    if system and any(turn["role"] == "system" for turn in turns):
+        raise RowError("system", "no system turn in the messages beside it", "both")
+    own = next((k for k, turn in enumerate(pair.prompt) if turn["role"] != "system"), len(pair.prompt))
+    prompt = [*system, *pair.prompt[:own], *history, *pair.prompt[own:]]
+    if not history or prompt_turns != "first":
+        return replace(pair, prompt=prompt)
+    size = next(k for k, turn in enumerate(prompt) if turn["role"] == "assistant")
+    rejected = None if pair.rejected is None else [*prompt[size:], *pair.rejected]
+    return replace(pair, prompt=prompt[:size], chosen=[*prompt[size:], *pair.chosen], rejected=rejected)
 
 
 def _pair_from_messages(prompt: Any, chosen: list, rejected: list | None, prompt_turns: str) -> ChatPair:
@@ -180,7 +228,7 @@ def _conversation(name: str, prompt: Any, response: list) -> Messages:
         received = f"a last turn of role {messages[-1]['role']!r}" if messages else "an empty list"
         raise RowError(name, "messages that end with an assistant turn", received)
     if prompt is not None and not isinstance(prompt, (str, list)):
-        raise RowError("prompt", "a string or a list of messages", _describe(prompt))
+        raise RowError("prompt", "a string or a list of messages", describe(prompt))
     if prompt:
         messages = _with_prompt(name, prompt, messages)
     if len(messages) < 2:
@@ -208,15 +256,17 @@ def _messages(name: str, value: list) -> Messages:
     # Arrow gives every message of a column the same keys and fills the absent ones with None.
     messages = remove_none_values(value)
     for position, message in enumerate(messages):
+        if isinstance(message, dict) and "role" not in message and "from" in message:
+            messages[position] = message = turn_of_sharegpt(name, message, position)
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise RowError(name, "messages with `role` and `content`", f"{_describe(message)} at position {position}")
+            raise RowError(name, "messages with `role` and `content`", f"{describe(message)} at position {position}")
         content = message.get("content")
         if isinstance(content, str):
             continue
         if isinstance(content, list):
             message["content"] = _joined_parts(name, content, position)
         elif content is not None or not (message.get("tool_calls") or any(message.get(key) for key in _REASONING)):
-            raise RowError(name, "`content` of text in each message", f"{_describe(content)} at position {position}")
+            raise RowError(name, "`content` of text in each message", f"{describe(content)} at position {position}")
     return messages
 
 
@@ -226,7 +276,7 @@ def _joined_parts(name: str, parts: list, position: int) -> str:
         is_text = isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str)
         if not is_text:
             kind = part.get("type") if isinstance(part, dict) else None
-            received = f"a part of type {kind!r:.60}" if kind else _describe(part)
+            received = f"a part of type {kind!r:.60}" if kind else describe(part)
             raise RowError(name, "`content` of text in each message", f"{received} at position {position}")
     return "".join(part["text"] for part in parts)
 
@@ -236,19 +286,21 @@ def _pair_from_strings(
 ) -> Pair:
     prompt = row.get("prompt")
     if prompt is None:
-        question = next((name for name in ("instruction", "question") if row.get(name) is not None), None)
+        question = next((name for name in _QUESTIONS if row.get(name) is not None), None)
         if question is None:
             return _pair_from_transcripts(row, chosen, rejected, strings_as_messages, prompt_turns)
         for name in (question, "input"):
             if not isinstance(row.get(name), (str, type(None))):
-                raise RowError(name, "a string", _describe(row[name]))
-        prompt = [{"role": "user", "content": "\n\n".join(filter(None, (row[question], row.get("input"))))}]
+                raise RowError(name, "a string", describe(row[name]))
+        texts = dict.fromkeys((question, "input"))
+        texts = (row.get(name) for name in texts)
+        prompt = [{"role": "user", "content": "\n\n".join(filter(None, texts))}]
     elif isinstance(prompt, list):
         prompt = _messages("prompt", prompt)
         if not prompt:
             raise RowError("prompt", "at least one message", "an empty list")
     elif not isinstance(prompt, str):
-        raise RowError("prompt", "a string or a list of messages", _describe(prompt))
+        raise RowError("prompt", "a string or a list of messages", describe(prompt))
     elif strings_as_messages:
         is_transcript = prompt.rstrip().endswith(_ASSISTANT) and _is_transcript(prompt)
         prompt = _transcript_turns(prompt.rstrip()) if is_transcript else [{"role": "user", "content": prompt}]
@@ -307,10 +359,10 @@ def _read(row: Mapping, pair: Pair) -> tuple[str, ...]:
     """The columns that `pair` was read from."""
     names = ["prompt", "chosen", "rejected"]
     if isinstance(row["chosen"], str) and "prompt" not in row:
-        question = next((name for name in ("instruction", "question") if name in row), None)
-        names += [question, "input"] if question else []
+        question = next((name for name in _QUESTIONS if name in row), None)
+        names += dict.fromkeys((question, "input")) if question else ()
     if isinstance(pair, ChatPair):
-        names += ["tools", "documents", "chat_template_kwargs"]
+        names += ["system", "history", "tools", "documents", "chat_template_kwargs"]
     return tuple(name for name in names if name in row)
 
 
@@ -320,7 +372,15 @@ def _template_options(row: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise RowError("chat_template_kwargs", "a mapping", f"{options!r:.60}")
     named = {name: _json_column(row, name) for name in ("tools", "documents")}
+    tools = named["tools"]
+    if tools is not None and not (isinstance(tools, list) and all(_is_tool(tool) for tool in tools)):
+        raise RowError("tools", "a list of mappings with a `name`", f"{tools!r:.60}")
     return {**{name: value for name, value in named.items() if value is not None}, **options}
+
+
+def _is_tool(tool: Any) -> bool:
+    function = tool.get("function", tool) if isinstance(tool, dict) else None
+    return isinstance(function, dict) and isinstance(function.get("name"), str)
 
 
 def _json_column(row: Mapping[str, Any], name: str) -> Any:
@@ -332,18 +392,10 @@ def _json_column(row: Mapping[str, Any], name: str) -> Any:
         return None
     try:
         return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise RowError(name, "JSON", f"{value!r:.60} ({error.msg})") from error
+    except (ValueError, RecursionError) as error:
+        raise RowError(name, "JSON", f"{value!r:.60} ({error})") from error
 
 
 def _present(row: Mapping) -> str:
     names = [name for name, value in row.items() if value is not None]
     return ", ".join(f"`{name}`" for name in names) or "no columns"
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, str):
-        return "a string" if value else "an empty string"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    return "nothing" if value is None else f"{type(value).__name__} {value!r:.60}"

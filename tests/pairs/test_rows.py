@@ -133,7 +133,7 @@ def test_strings_as_messages():
         ({"prompt": "q", "chosen": [], "rejected": [bot("bad")]}, "chosen", "end with an assistant", "an empty list"),
         ({"chosen": [bot("x"), user("q")], "rejected": [user("q")]}, "chosen", "end with an assistant", "'user'"),
         ({"prompt": "q", "chosen": ["good"], "rejected": ["bad"]}, "chosen", "`role` and `content`", "position 0"),
-        ({"prompt": "q", "chosen": [{"from": "gpt"}], "rejected": []}, "chosen", "`role` and `content`", "position 0"),
+        ({"prompt": "q", "chosen": [{"from": "gpt"}], "rejected": []}, "chosen", "`content`", "position 0"),
         ({"prompt": "q", "chosen": [{"role": "assistant"}], "rejected": []}, "chosen", "`content`", "position 0"),
         (
             {"chosen": [user("q"), bot("good")], "rejected": [user("another"), bot("bad")]},
