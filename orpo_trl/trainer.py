@@ -101,10 +101,13 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         peft_config: Any = None,
     ):
         upstream.check_needs(upstream.HOOKS)
+        checks.check_hooks(type(self), ORPOTrainer)
         model_id = model if isinstance(model, str) else upstream.get_config_model_id(model.config)
         args = args or ORPOConfig(f"{Path(model_id).name or 'model'}-ORPO")
         checks.check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config)
         checks.check_trackers(args)
+        if not isinstance(model, str):
+            checks.check_model(model, peft_config)
         processing_class = self._before_weights(model, model_id, args, processing_class)
         super().__init__(
             model=model,
@@ -157,6 +160,7 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         self._sampler_in_use: GlobalBatchSampler | None = None
 
     def _set_up_model(self) -> None:
+        checks.check_trainable(self.model)
         if self.args.disable_dropout:
             disable_dropout(self.model)
         if self.args.device.type == "cpu":
