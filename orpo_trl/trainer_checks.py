@@ -31,8 +31,6 @@ _TRACKERS = {"tensorboard": is_tensorboard_available, "trackio": is_trackio_avai
 
 
 def check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config) -> None:
-    if not isinstance(args, ORPOConfig):
-        raise TypeError(f"`args` must be an ORPOConfig, got {type(args).__name__}.")
     if compute_metrics is not None or preprocess_logits_for_metrics is not None:
         raise ValueError(
             "`compute_metrics` and `preprocess_logits_for_metrics` need logits, which ORPOTrainer never builds. "

@@ -5,9 +5,13 @@ from typing import Any
 import pytest
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from support.small import make_dataset, settings, tiny_model
+from transformers import TrainingArguments
+from trl import DPOConfig, SFTConfig
+from trl.experimental.orpo import ORPOConfig as TRLConfig
 from trl.experimental.orpo import ORPOTrainer as TRLTrainer
 
-from orpo_trl import ORPOTrainer
+from orpo_trl import ORPOConfig, ORPOTrainer
+from orpo_trl.config import SettingsError
 from orpo_trl.trainer_checks import TRL_HOOKS
 
 LORA = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
@@ -78,3 +82,35 @@ def test_hooks_of_this_trainer_are_not_refused(tokenizer, tmp_path):
             return 2 * super().compute_loss(*args, **kwargs)
 
     assert make_trainer(tiny_model(), tokenizer, tmp_path, cls=Own).train().training_loss > 0
+
+
+# ---- Arguments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [TRLConfig, SFTConfig, TrainingArguments])
+def test_args_of_other_trainers_keep_their_values(kind, tokenizer, tmp_path):
+    args = kind(str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_steps=1, hub_token="secret", seed=7)
+    trainer = make_trainer(tiny_model(), tokenizer, tmp_path, args=args)
+    assert type(trainer.args) is ORPOConfig
+    kept = ("learning_rate", "bf16", "gradient_checkpointing", "logging_steps", "seed", "hub_token", "report_to")
+    assert {name: getattr(trainer.args, name) for name in kept} == {name: getattr(args, name) for name in kept}
+    assert trainer.train().global_step == 1
+
+
+def test_tokens_of_other_args_are_not_hidden():
+    args = ORPOConfig.of(SFTConfig("unused", use_cpu=True, eos_token="</s>", max_length=77))
+    assert (args.eos_token, args.max_length) == ("</s>", 77)
+
+
+def test_a_set_value_of_other_args_is_refused_as_ours_is():
+    with pytest.raises(SettingsError, match="`packing` has no meaning"):
+        ORPOConfig.of(SFTConfig("unused", use_cpu=True, packing=True))
+    with pytest.raises(SettingsError, match="`label_smoothing_factor` has no meaning"):
+        ORPOConfig.of(TrainingArguments("unused", use_cpu=True, label_smoothing_factor=0.1))
+
+
+def test_args_of_another_kind_are_refused(tokenizer, tmp_path):
+    with pytest.raises(TypeError, match="ORPOConfig, got DPOConfig, which has fields of its own"):
+        make_trainer(tiny_model(), tokenizer, tmp_path, args=DPOConfig(str(tmp_path), use_cpu=True))
+    with pytest.raises(TypeError, match="ORPOConfig, got dict"):
+        make_trainer(tiny_model(), tokenizer, tmp_path, args={"beta": 0.1})
