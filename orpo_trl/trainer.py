@@ -24,7 +24,7 @@ from orpo_trl.callbacks.trackers import run_pages
 from orpo_trl.config import ORPOConfig
 from orpo_trl.lengths import PairLengths
 from orpo_trl.losses import log_odds_ratio, nll_sum, odds_ratio_loss, orpo_loss, pair_logps
-from orpo_trl.model import disable_dropout, load_processor
+from orpo_trl.model import disable_dropout, load_config, load_processor
 from orpo_trl.model_card import write_card
 from orpo_trl.pair_metrics import PairMetrics
 from orpo_trl.pairs.preparation import PreparationReport
@@ -105,7 +105,9 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         checks.check_hooks(type(self), ORPOTrainer)
         model_id = model if isinstance(model, str) else upstream.get_config_model_id(model.config)
         args = ORPOConfig(f"{Path(model_id).name or 'model'}-ORPO") if args is None else ORPOConfig.of(args)
-        checks.check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config)
+        checks.check_arguments(
+            args, train_dataset, eval_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config
+        )
         checks.check_trackers(args)
         if not isinstance(model, str):
             checks.check_model(model, peft_config)
@@ -134,9 +136,12 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         if isinstance(model, str):
             # SFTTrainer does this for DDP and DeepSpeed, but not for FSDP.
             args.model_init_kwargs = {**kwargs} | ({"device_map": None} if PartialState().num_processes > 1 else {})
+            checks.check_no_adapter(model, kwargs.get("revision"))
         if processing_class is None:
             processing_class = load_processor(model_id, kwargs.get("revision"), args.trust_remote_code)
         checks.check_tokenizer(processing_class, args)
+        if isinstance(model, str):
+            checks.check_decoder(load_config(model, kwargs.get("revision"), args.trust_remote_code))
         self.preparation_reports: dict[str, PreparationReport] = {}
         self.recipe = settings_as_recipe(args, model_id)
         return processing_class
@@ -162,6 +167,9 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
 
     def _set_up_model(self) -> None:
         checks.check_trainable(self.model)
+        evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        for name, dataset in {"train": self.train_dataset, **evaluated}.items():
+            checks.check_positions(self.model, dataset, name, self.args)
         if self.args.disable_dropout:
             disable_dropout(self.model)
         if self.args.device.type == "cpu":
@@ -183,6 +191,7 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
 
     def prepare_dataset(self, dataset, name, args):
         """Called by SFTTrainer for each dataset that it is given, at construction and by `evaluate`."""
+        checks.check_dataset(name, dataset)
         prepared, report = prepare_pairs(
             dataset, self.text_tokenizer, PairRules.of(args), name, args.on_malformed, args.dataset_num_proc
         )
@@ -206,6 +215,11 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         if isinstance(dataset, IterableDataset):
             return self._stream(dataset, self.args.eval_batch_size, self.data_collator, endless=False)
         return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        if isinstance(test_dataset, IterableDataset):
+            return self.get_eval_dataloader(test_dataset)
+        return super().get_test_dataloader(test_dataset)
 
     def _stream(self, dataset: IterableDataset, batch_size: int, collator, endless: bool) -> DataLoader:
         # accelerate's loaders repeat rows, or give ranks different numbers of batches, where a stream ends.
@@ -339,6 +353,12 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
     def evaluate(self, *args, **kwargs):
         with self._throughput.pausing():
             return super().evaluate(*args, **kwargs)
+
+    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
+        """Metrics of a dataset of any shape that `evaluate` takes. There are no predictions, for want of logits."""
+        prepared = self.prepare_dataset(test_dataset, metric_key_prefix, self.args)
+        with self._throughput.pausing():
+            return super().predict(prepared, ignore_keys, metric_key_prefix)
 
     def saving_checkpoint(self):
         return self._throughput.pausing()

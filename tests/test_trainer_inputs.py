@@ -3,9 +3,18 @@
 from typing import Any
 
 import pytest
+from datasets import DatasetDict
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
-from support.small import make_dataset, settings, tiny_model
-from transformers import TrainingArguments
+from support.small import make_dataset, make_rows, settings, tiny_model
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralForSequenceClassification,
+    MistralModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    TrainingArguments,
+)
 from trl import DPOConfig, SFTConfig
 from trl.experimental.orpo import ORPOConfig as TRLConfig
 from trl.experimental.orpo import ORPOTrainer as TRLTrainer
@@ -51,6 +60,48 @@ def test_a_model_with_virtual_tokens_is_refused(tokenizer, tmp_path):
     model = get_peft_model(tiny_model(), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
     with pytest.raises(ValueError, match="`model`: PrefixTuningConfig puts virtual tokens"):
         make_trainer(model, tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            T5ForConditionalGeneration(T5Config(vocab_size=768, d_model=8, d_ff=8, num_layers=1)),
+            "encoder-decoder",
+        ),
+        (MistralModel(tiny_model().config), "MistralModel, which has no language-model head"),
+        (MistralForSequenceClassification(tiny_model().config), "Classification, which has no language-model head"),
+    ],
+    ids=["encoder-decoder", "no-head", "classifier"],
+)
+def test_models_that_are_no_causal_language_models_are_refused(model, message, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(model, tokenizer, tmp_path)
+
+
+def test_an_encoder_decoder_is_refused_by_name_before_its_weights_are_loaded(tokenizer, tmp_path):
+    T5Config(vocab_size=768).save_pretrained(tmp_path / "t5")
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        make_trainer(str(tmp_path / "t5"), tokenizer, tmp_path)
+
+
+def test_an_adapter_folder_as_model_says_how_to_load_it(tokenizer, tmp_path):
+    adapter_for_use(tmp_path)
+    with pytest.raises(ValueError, match=r"AutoPeftModel.*'.*adapter', is_trainable=True\)"):
+        make_trainer(str(tmp_path / "adapter"), tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_rows_beyond_the_positions_of_a_model(is_stream, tokenizer, tmp_path, caplog):
+    """A table of learned positions ends in an IndexError in the middle of the run; rotary positions go on."""
+    rows = {"train_dataset": make_dataset(4).to_iterable_dataset()} if is_stream else {}
+    learned = GPT2LMHeadModel(GPT2Config(vocab_size=768, n_embd=8, n_layer=1, n_head=2, n_positions=32))
+    with pytest.raises(ValueError, match=r"the model has 32 positions\. Set `max_length: 32`"):
+        make_trainer(learned, tokenizer, tmp_path, max_length=None, **rows)
+    make_trainer(learned, tokenizer, tmp_path, max_length=32, **rows).train()
+    assert not any("positions" in message for message in caplog.messages)
+    make_trainer(tiny_model(max_position_embeddings=32), tokenizer, tmp_path, **rows).train()
+    assert any("the model has 32 positions" in message for message in caplog.messages)
 
 
 # ---- Subclasses ------------------------------------------------------------------------------------------------------
@@ -114,3 +165,34 @@ def test_args_of_another_kind_are_refused(tokenizer, tmp_path):
         make_trainer(tiny_model(), tokenizer, tmp_path, args=DPOConfig(str(tmp_path), use_cpu=True))
     with pytest.raises(TypeError, match="ORPOConfig, got dict"):
         make_trainer(tiny_model(), tokenizer, tmp_path, args={"beta": 0.1})
+
+
+# ---- Rows ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("option", "name"), [("train_dataset", "train"), ("eval_dataset", "eval")])
+def test_a_list_of_rows_is_refused_with_what_to_pass(option, name, tokenizer, tmp_path):
+    message = rf"The {name} dataset is a list of rows; pass `Dataset.from_list\(rows\)`"
+    with pytest.raises(TypeError, match=message):
+        make_trainer(tiny_model(), tokenizer, tmp_path, **{option: make_rows(4)})
+    if option == "eval_dataset":
+        with pytest.raises(TypeError, match="The polite dataset is a list"):
+            make_trainer(tiny_model(), tokenizer, tmp_path, eval_dataset={"polite": make_rows(4)})
+        with pytest.raises(TypeError, match=message):
+            make_trainer(tiny_model(), tokenizer, tmp_path).evaluate(make_rows(4))
+
+
+def test_a_dict_of_splits_as_train_set_names_them(tokenizer, tmp_path):
+    splits = DatasetDict({"train": make_dataset(4), "test": make_dataset(4)})
+    with pytest.raises(TypeError, match=r"got DatasetDict\. Pass one of its splits: train, test"):
+        make_trainer(tiny_model(), tokenizer, tmp_path, train_dataset=splits)
+
+
+def test_predict_takes_the_rows_that_evaluate_takes(tokenizer, tmp_path):
+    trainer = make_trainer(tiny_model(), tokenizer, tmp_path)
+    evaluated = trainer.evaluate(make_dataset(5))
+    given: list[Any] = [make_dataset(5), make_dataset(5).to_iterable_dataset()]
+    for rows in given:
+        metrics = trainer.predict(rows).metrics or {}
+        for name in ("loss", "nll_loss", "rewards/accuracies"):
+            assert metrics[f"test_{name}"] == pytest.approx(evaluated[f"eval_{name}"]), name
