@@ -17,6 +17,7 @@ NLL_REDUCTIONS = ("token_mean", "micro_batch_mean", "sequence_mean", "max_length
 PAIR_LAYOUTS = ("auto", "shared_prefix", "padded")
 SAMPLING_STRATEGIES = ("auto", "random", "sequential", "group_by_length", "batch_rebalance")
 MALFORMED_ACTIONS = ("error", "drop")
+UNRENDERED_ACTIONS = ("warn", "error", "drop")
 PROMPT_TURNS = ("auto", "all", "first")
 WANDB_MODES = ("online", "offline", "disabled")
 
@@ -151,6 +152,15 @@ class ORPOConfig(SFTConfig):
             "choices": list(MALFORMED_ACTIONS),
         },
     )
+    on_unrendered: str = field(
+        default="warn",
+        metadata={
+            "help": "What to do when the chat template leaves out words of a row, such as its system text or the "
+            "thoughts of its answer: 'warn' trains on what is left, 'error' names the rows and stops, 'drop' counts "
+            "them in the preparation report and goes on without them.",
+            "choices": list(UNRENDERED_ACTIONS),
+        },
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the model to 0."})
     padding_value: int | None = field(
         default=None, metadata={"help": "Token id that pads short rows. None: the tokenizer's pad token."}
@@ -208,6 +218,7 @@ class ORPOConfig(SFTConfig):
             ("train_sampling_strategy", SAMPLING_STRATEGIES),
             ("prompt_turns", PROMPT_TURNS),
             ("on_malformed", MALFORMED_ACTIONS),
+            ("on_unrendered", UNRENDERED_ACTIONS),
             ("wandb_mode", (None, *WANDB_MODES)),
         ):
             if getattr(self, name) not in allowed:

@@ -179,7 +179,13 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
     def prepare_dataset(self, dataset, name, args):
         """Called by SFTTrainer for each dataset that it is given, at construction and by `evaluate`."""
         prepared, report = prepare_pairs(
-            dataset, self.text_tokenizer, PairRules.of(args), name, args.on_malformed, args.dataset_num_proc
+            dataset,
+            self.text_tokenizer,
+            PairRules.of(args),
+            name,
+            args.on_malformed,
+            args.on_unrendered,
+            args.dataset_num_proc,
         )
         if report is not None:
             self.preparation_reports[name] = report

@@ -28,7 +28,7 @@ ROW_COLUMNS = (
 
 _LOOKS_LIKE_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""").match
 # Where templates and data sets keep the reasoning of an answer.
-_REASONING = ("reasoning_content", "thinking", "reasoning")
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _HUMAN = "\n\nHuman:"
 _ASSISTANT = "\n\nAssistant:"
 
@@ -91,7 +91,7 @@ def is_empty(response: str | Messages) -> bool:
     if isinstance(response, str):
         return not response.strip()
     last = response[-1]
-    texts = (last.get(name) for name in ("content", *_REASONING))
+    texts = (last.get(name) for name in ("content", *REASONING_KEYS))
     return not last.get("tool_calls") and not any(isinstance(text, str) and text.strip() for text in texts)
 
 
@@ -215,7 +215,7 @@ def _messages(name: str, value: list) -> Messages:
             continue
         if isinstance(content, list):
             message["content"] = _joined_parts(name, content, position)
-        elif content is not None or not (message.get("tool_calls") or any(message.get(key) for key in _REASONING)):
+        elif content is not None or not (message.get("tool_calls") or any(message.get(key) for key in REASONING_KEYS)):
             raise RowError(name, "`content` of text in each message", f"{_describe(content)} at position {position}")
     return messages
 
