@@ -160,7 +160,8 @@ def _texts_of_turns(turns: Messages, is_response: bool = False) -> list[Loss]:
                 texts.append(Loss(thoughts, match[1]))
                 content = match[2]
         # Some data sets give the same thoughts under two names.
-        texts += [Loss(thoughts, text) for text in {turn[key] for key in REASONING_KEYS if _is_text(turn.get(key))}]
+        named = dict.fromkeys(turn[key] for key in REASONING_KEYS if _is_text(turn.get(key)))
+        texts += [Loss(thoughts, text) for text in named]
         kind = _ANSWER if is_answer else _LOST.get(turn["role"], _LOST_ROLE)
         texts.append(Loss(kind, content))
         for call in turn.get("tool_calls") or ():
@@ -173,7 +174,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _texts_of_call(call: Any) -> Iterator[str]:
-    function = call.get("function", call) if isinstance(call, dict) else {}
+    function = _function(call)
     name, arguments = function.get("name"), function.get("arguments")
     if isinstance(name, str):
         yield name
@@ -181,6 +182,12 @@ def _texts_of_call(call: Any) -> Iterator[str]:
         with suppress(ValueError):
             arguments = json.loads(arguments)
     yield from _leaves(arguments)
+
+
+def _function(value: Any) -> dict[str, Any]:
+    """The function of a tool or of a call, which some write without the mapping around it."""
+    inner = value.get("function", value) if isinstance(value, dict) else None
+    return inner if isinstance(inner, dict) else {}
 
 
 def _leaves(value: Any) -> Iterator[str]:
@@ -198,9 +205,10 @@ def _leaves(value: Any) -> Iterator[str]:
 
 def _texts_of_options(options: dict[str, Any]) -> Iterator[Loss]:
     for tool in options.get("tools") or ():
-        function = tool.get("function", tool) if isinstance(tool, dict) else {}
-        if isinstance(function.get("name"), str):
-            yield Loss(_TOOLS, function["name"])
+        function = _function(tool)
+        # Templates may indent the further lines of a description.
+        texts = [function.get("name"), *str(function.get("description") or "").splitlines()[:1]]
+        yield from (Loss(_TOOLS, text.strip()) for text in texts if _is_text(text) and text.strip())
     for document in options.get("documents") or ():
         if isinstance(document, dict):
             yield from (Loss(_DOCUMENTS, text) for text in document.values() if isinstance(text, str) and text.strip())
@@ -220,7 +228,7 @@ def _missing(texts: Iterable[Loss], rendered: str) -> list[Loss]:
     # In another order, with other white space, or escaped: compare without either, the longest texts first.
     left = _squeezed(rendered)
     lost = []
-    for loss in sorted(texts, key=lambda loss: (-len(loss.words), loss.kind == _TOOLS)):
+    for loss in sorted(texts, key=lambda loss: -len(loss.words)):
         text = _squeezed(loss.words)
         position = left.find(text)
         if position < 0:

@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 
 from orpo_trl.pairs import rendering
 from orpo_trl.pairs.prepare import UnrenderedRowsError, prepare_pairs
-from orpo_trl.pairs.rendering import EARLIER_THOUGHTS, Loss, TemplateTimeout, render
+from orpo_trl.pairs.rendering import EARLIER_THOUGHTS, TemplateTimeout, render
 from orpo_trl.pairs.rows import ChatPair, RowError
 from orpo_trl.pairs.tokenize import EMPTY_CHOSEN, PairRules
 
@@ -128,7 +128,9 @@ def test_tool_calls_tools_and_documents_that_the_template_does_not_know_are_lost
         "documents not rendered"
     }
     # Written as JSON with the keys in another order, and escaped twice, nothing is lost.
-    as_json = CHATML.replace("{{ m['content'] | trim }}", "{{ m['content'] }}{{ m['tool_calls'] | tojson | tojson }}")
+    as_json = CHATML.replace(
+        "{{ m['content'] | trim }}", "{{ m['content'] }}{{ (m['tool_calls'] or '') | tojson | tojson }}"
+    )
     assert kinds(tokenizer, one, as_json) == set()
 
 
@@ -248,7 +250,7 @@ def test_templates_of_trl_raise_no_false_alarm(tokenizer, path):
             continue  # refused aloud, which is no loss
         losses = {loss for loss in found.losses if loss.kind != EARLIER_THOUGHTS}
         if path.stem in PARTS_ALONE:
-            assert Loss("answer shortened", response[-1]["content"].strip()) in losses
+            assert {"answer shortened", "user text lost"} <= {loss.kind for loss in losses}
         else:
             losses = {loss for loss in losses if loss.kind not in REAL_LOSSES.get(path.stem, ())}
             assert losses == set(), (path.stem, name, losses)
