@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import ConfigDict, Field, with_config
-from transformers import is_torch_xla_available
+from transformers import TrainingArguments, is_torch_xla_available
 from trl import ModelConfig, SFTConfig
 from typing_extensions import Required, TypedDict
 
@@ -198,6 +198,35 @@ class ORPOConfig(SFTConfig):
         if self.run_name is None and self.output_dir is not None:
             # Otherwise trackers invent a name, and a resumed run gets another one.
             self.run_name = Path(self.output_dir).name
+
+    @classmethod
+    def of(cls, args: TrainingArguments) -> "ORPOConfig":
+        """The settings of another trainer's arguments: `transformers.TrainingArguments`, TRL's SFTConfig or ORPOConfig.
+
+        Every field keeps its value, also a default that is not ours, such as the learning rate. Left out are defaults
+        that mean nothing here, such as `logging_nan_inf_filter`.
+
+        Raises:
+            TypeError: if they are of another kind, such as a DPOConfig, which has fields that ORPOConfig does not have.
+            SettingsError: as at construction.
+        """
+        if isinstance(args, cls):
+            return args
+        kind = type(args).__name__
+        if not isinstance(args, TrainingArguments):
+            raise TypeError(f"`args` must be an ORPOConfig, got {kind}.")
+        given = {f.name: (getattr(args, f.name), f.default) for f in fields(args) if f.init}
+        unknown = sorted(given.keys() - {f.name for f in fields(cls)})
+        if unknown:
+            raise TypeError(f"`args` must be an ORPOConfig, got {kind}, which has fields of its own: {unknown[:5]}.")
+        # Not `to_dict`, which hides tokens, `eos_token` and `pad_token` among them.
+        return cls(
+            **{
+                name: value
+                for name, (value, default) in given.items()
+                if not (name in MEANINGLESS and value == default)
+            }
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without tokens: the Trainer pickles its arguments into the folder that `push_to_hub` uploads."""

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback, TrainingArguments
 
 from orpo_trl import trainer_checks as checks
 from orpo_trl import upstream
@@ -58,7 +58,8 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
 
     Args:
         model: a model, a PEFT model, or the Hub id or folder of one.
-        args: settings; by default those of `ORPOConfig`, with an output folder named after the model.
+        args: settings, or those of another trainer as `ORPOConfig.of` takes them; by default those of `ORPOConfig`,
+            with an output folder named after the model.
         data_collator: makes a batch as `PairCollator` does; by default one according to `args`.
         train_dataset: rows of the shapes that README.md lists, or prepared pairs.
         eval_dataset: the same to evaluate on, or several by name.
@@ -87,7 +88,7 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
     def __init__(
         self,
         model: str | PreTrainedModel,
-        args: ORPOConfig | None = None,
+        args: TrainingArguments | None = None,
         data_collator: Callable[[list[dict]], dict[str, Any]] | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
@@ -101,10 +102,13 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         peft_config: Any = None,
     ):
         upstream.check_needs(upstream.HOOKS)
+        checks.check_hooks(type(self), ORPOTrainer)
         model_id = model if isinstance(model, str) else upstream.get_config_model_id(model.config)
-        args = args or ORPOConfig(f"{Path(model_id).name or 'model'}-ORPO")
+        args = ORPOConfig(f"{Path(model_id).name or 'model'}-ORPO") if args is None else ORPOConfig.of(args)
         checks.check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config)
         checks.check_trackers(args)
+        if not isinstance(model, str):
+            checks.check_model(model, peft_config)
         processing_class = self._before_weights(model, model_id, args, processing_class)
         super().__init__(
             model=model,
@@ -157,6 +161,7 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         self._sampler_in_use: GlobalBatchSampler | None = None
 
     def _set_up_model(self) -> None:
+        checks.check_trainable(self.model)
         if self.args.disable_dropout:
             disable_dropout(self.model)
         if self.args.device.type == "cpu":

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 from transformers.integrations import is_tensorboard_available, is_trackio_available
 
@@ -13,22 +14,29 @@ from orpo_trl.sampling import GlobalBatchSampler
 
 logger = logging.getLogger(__name__)
 
+# Methods of `trl.experimental.orpo.ORPOTrainer` that nothing calls here, with what to do instead.
+TRL_HOOKS = {
+    "build_tokenized_answer": "override `prepare_dataset`, or pass rows of `prompt_ids`, `chosen_ids`, `rejected_ids`",
+    "tokenize_row": "override `prepare_dataset`, or pass rows of `prompt_ids`, `chosen_ids`, `rejected_ids`",
+    "concatenated_inputs": "pass a `data_collator`",
+    "odds_ratio_loss": "override `compute_loss`",
+    "get_batch_logps": "override `compute_loss`",
+    "concatenated_forward": "override `compute_loss`",
+    "get_batch_loss_metrics": "override `compute_loss` for the loss, `log` for the metrics",
+    "generate_from_model": "set `generate_during_eval`, or pass a callback that generates",
+    "store_metrics": "override `log`",
+}
+
 _TRACKERS = {"tensorboard": is_tensorboard_available, "trackio": is_trackio_available}
 
 
 def check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config) -> None:
-    if not isinstance(args, ORPOConfig):
-        raise TypeError(f"`args` must be an ORPOConfig, got {type(args).__name__}.")
     if compute_metrics is not None or preprocess_logits_for_metrics is not None:
         raise ValueError(
             "`compute_metrics` and `preprocess_logits_for_metrics` need logits, which ORPOTrainer never builds. "
             "Losses, log-probabilities, margins and accuracy of the pairs are logged without them."
         )
-    if getattr(peft_config, "is_prompt_learning", False):
-        raise ValueError(
-            f"`peft_config`: {type(peft_config).__name__} puts virtual tokens before the prompt, which pairs do not "
-            "support. Use an adapter on the weights, such as LoRA."
-        )
+    _check_adapter("peft_config", peft_config)
     template = args.chat_template_path
     if template is not None and template.endswith((".jinja", ".j2")) and not Path(template).is_file():
         raise FileNotFoundError(f"`chat_template_path`: the file {template!r} does not exist.")
@@ -46,6 +54,46 @@ def check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_
         raise ValueError(f"`train_sampling_strategy: {strategy}` needs all lengths; a stream is read in its order.")
     if "image" in first or "images" in first:
         raise ValueError("The train dataset has images; ORPOTrainer trains on text alone. Remove the column.")
+
+
+def _check_adapter(argument: str, config) -> None:
+    if getattr(config, "is_prompt_learning", False):
+        raise ValueError(
+            f"`{argument}`: {type(config).__name__} puts virtual tokens before the prompt, which pairs do not support. "
+            "Use an adapter on the weights, such as LoRA."
+        )
+
+
+def check_hooks(trainer_class: type, our_class: type) -> None:
+    """A subclass written for TRL's ORPOTrainer would train without what it overrides."""
+    names = [name for name in TRL_HOOKS if hasattr(trainer_class, name) and not hasattr(our_class, name)]
+    if names:
+        lines = [f"  - `{name}`: {TRL_HOOKS[name]}" for name in names]
+        raise TypeError(
+            f"{trainer_class.__name__} has methods of TRL's ORPOTrainer that are never called here:\n"
+            + "\n".join(lines)
+        )
+
+
+def check_model(model, peft_config) -> None:
+    """Check a model that is given as an object, before its rows are prepared."""
+    for config in getattr(model, "peft_config", {}).values():
+        _check_adapter("model", config)
+    if peft_config is None:
+        check_trainable(model)
+
+
+def check_trainable(model) -> None:
+    if any(weight.requires_grad for weight in model.parameters()):
+        return
+    if is_peft_model(model):
+        what_to_do = (
+            "A loaded adapter is frozen: pass `is_trainable=True` to `PeftModel.from_pretrained`. A new one is frozen "
+            "where its config says so: set `inference_mode=False`."
+        )
+    else:
+        what_to_do = "Call `requires_grad_(True)` on those to train, or pass a `peft_config` to train an adapter."
+    raise ValueError(f"Every weight of `model` is frozen, so nothing would be trained. {what_to_do}")
 
 
 def check_trackers(args: ORPOConfig) -> None:

@@ -554,13 +554,6 @@ def test_stream_without_a_usable_row_or_a_pair_is_reported(tokenizer, tmp_path, 
         train(tiny_model(), tokenizer, IterableDataset.from_generator(lambda: iter(empty)), tmp_path, max_steps=1)
 
 
-def test_args_of_another_class_are_refused(tokenizer, tmp_path):
-    from trl import SFTConfig
-
-    with pytest.raises(TypeError, match="ORPOConfig, got SFTConfig"):
-        ORPOTrainer(tiny_model(), SFTConfig(str(tmp_path), use_cpu=True), train_dataset=make_dataset(4))
-
-
 def test_tokenizer_without_end_of_sequence_is_refused_before_the_weights_are_loaded(tokenizer, tmp_path):
     """TRL puts None among the token ids (known failure 16)."""
     tokenizer.eos_token = None
