@@ -417,6 +417,24 @@ def test_resumed_run_ends_where_the_whole_run_does(tokenizer, tmp_path):
         torch.testing.assert_close(resumed.model.state_dict()[name], weight, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize("start", [2, 4])
+def test_resumed_run_of_four_steps_trains_none_more(tokenizer, tmp_path, is_stream, start):
+    """The Trainer looks at `max_steps` after a step: a run that resumed at its last one trained one more."""
+    rows = make_rows(12)  # 3 steps an epoch
+    dataset = IterableDataset.from_generator(lambda: iter(rows)) if is_stream else Dataset.from_list(rows)
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = train(tiny_model(), tokenizer, dataset, tmp_path, **options)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / f"checkpoint-{start}")
+    resumed = ORPOTrainer(
+        model, settings(tmp_path / "again", **options), train_dataset=dataset, processing_class=tokenizer
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{start}"))
+    assert resumed.state.global_step == 4
+    for name, weight in whole.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], weight, rtol=1e-6, atol=1e-7)
+
+
 def test_gradient_checkpointing_changes_nothing(tokenizer, tmp_path):
     plain = train(tiny_model(), tokenizer, make_dataset(8), tmp_path)
     for reentrant in (True, False):
