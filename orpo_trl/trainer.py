@@ -10,7 +10,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback, TrainingArguments
 
 from orpo_trl import trainer_checks as checks
@@ -213,10 +212,10 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
             return self._stream(dataset, self.args.eval_batch_size, self.data_collator, endless=False)
         return super().get_eval_dataloader(eval_dataset)
 
-    def _stream(self, dataset: IterableDataset, batch_size: int, collator, endless: bool) -> DataLoader:
+    def _stream(self, dataset: IterableDataset, batch_size: int, collator, endless: bool):
         # accelerate's loaders repeat rows, or give ranks different numbers of batches, where a stream ends.
         batches = StreamedBatches(dataset, batch_size, *self._ranks, endless)
-        return DataLoader(batches, batch_size=None, collate_fn=collator, num_workers=self.args.dataloader_num_workers)
+        return batches.loader(collator, self.args.dataloader_num_workers)
 
     def train_sampler(self, dataset):
         args, lengths = self.args, pair_lengths(dataset)
