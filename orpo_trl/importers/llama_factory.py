@@ -23,6 +23,7 @@ _CONVERTED = {
     "pref_loss": (None, "every recipe is ORPO's"),
     "pref_beta": ("beta", ""),
     "orpo_beta": ("beta", ""),
+    "pref_ftx": ("beta", "the NLL counts 1 + pref_ftx times: beta is pref_beta / (1 + pref_ftx)"),
     "finetuning_type": ("use_peft", "true for lora"),
     "lora_target": ("lora_target_modules", "all is all-linear"),
     "lora_alpha": ("lora_alpha", ""),
@@ -57,7 +58,6 @@ _DROPPED = {
     "template": "LLaMA-Factory has templates of its own; here the tokenizer's is used, or that of `chat_template_path`",
     "dataset_dir": "`dataset_name` and `datasets` name each source itself",
     "max_samples": "all rows are used; `weight` in `datasets` takes a share of a source's",
-    "pref_ftx": "the NLL has the weight 1 that it has in ORPO",
     "train_on_prompt": "`nll_scope: sequence` lets the NLL cover the prompt",
     "mask_history": "the response is the last answer alone",
     "mix_strategy": "sources are joined; `weight` in `datasets` says how often each one's rows are used",
@@ -101,10 +101,7 @@ def _check(values: dict[str, Any]) -> str | None:
 
 def _convert(draft: Draft) -> None:
     draft.silent("stage", "pref_loss")
-    for key in ("pref_beta", "orpo_beta"):
-        if draft.has(key):
-            draft.set("beta", draft.number(key), key)
-    draft.default("beta", 0.1)
+    _convert_weights(draft)
     draft.set("nll_scope", "completion", why="LLaMA-Factory's objective")
     draft.set("nll_reduction", "sequence_mean", why="LLaMA-Factory's objective")
     draft.differs(
@@ -121,6 +118,28 @@ def _convert(draft: Draft) -> None:
     if draft.flag("disable_shuffling"):
         draft.set("train_sampling_strategy", "sequential", "disable_shuffling")
     draft.silent("disable_shuffling")
+
+
+def _convert_weights(draft: Draft) -> None:
+    """LLaMA-Factory's loss is (1 + pref_ftx) · NLL + pref_beta · L_OR; ours gives the NLL the weight 1."""
+    extra = draft.number("pref_ftx", 0)
+    weighs = extra > 1e-6  # LLaMA-Factory leaves out a weight below
+    nll = 1 + extra if weighs else 1
+    factor = ("pref_ftx",) if weighs else ()
+    for key in ("pref_beta", "orpo_beta"):
+        if draft.has(key):
+            draft.set("beta", draft.number(key) / nll, key, *factor)
+    if "beta" not in draft.settings and weighs:
+        draft.set("beta", 0.1 / nll, *factor)
+    draft.default("beta", 0.1)
+    if weighs:
+        draft.differs(
+            f"pref_ftx: LLaMA-Factory adds it to the NLL's weight, so that beta is pref_beta / (1 + pref_ftx) = "
+            f"{draft.settings['beta']:.4g}. LLaMA-Factory's whole loss is {nll:g} times this one: a step of AdamW does "
+            "not depend on that, but the gradient norm that `max_grad_norm` cuts does.",
+            "pref_ftx",
+        )
+    draft.silent("pref_ftx")
 
 
 def _convert_lora(draft: Draft) -> None:

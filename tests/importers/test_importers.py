@@ -84,6 +84,27 @@ def test_llama_factory_example_keeps_its_figures_and_its_objective(read):
     assert noted(imported.differences, "another objective")
 
 
+@pytest.mark.parametrize(
+    ("lines", "beta"),
+    [
+        ("pref_ftx: 1.0", 0.05), ("pref_beta: 0.3\npref_ftx: 0.5", 0.2), ("pref_ftx: 0", 0.1),
+        ("pref_ftx: 1.0e-7", 0.1), ("pref_ftx: null", 0.1),
+    ],
+)  # fmt: skip
+def test_nll_weight_of_llama_factory_scales_beta(read, lines, beta):
+    """(1 + ftx) · NLL + pref_beta · L_OR is 1 + ftx times NLL + pref_beta / (1 + ftx) · L_OR."""
+    base = "model_name_or_path: a\nstage: dpo\npref_loss: orpo\ndataset: x\n"
+    imported = read(base + lines + "\n")
+    assert imported.settings["beta"] == pytest.approx(beta)
+    assert not noted(imported.no_equal, "pref_ftx")
+    notes = noted(imported.differences, "pref_ftx")
+    assert len(notes) == (beta != 0.1)
+    for note in notes:
+        assert note.line == base.count("\n") + lines.count("\n") + 1
+        assert f"pref_beta / (1 + pref_ftx) = {beta}" in note.text
+        assert "`max_grad_norm`" in note.text
+
+
 def test_older_llama_factory_stage_is_read_with_its_defaults(read):
     imported = read("model_name_or_path: a\nstage: orpo\ndataset: x, y\nevaluation_strategy: steps\n")
     contains(imported, {"beta": 0.1, "datasets": [{"path": "x"}, {"path": "y"}], "learning_rate": 5e-5, "bf16": False})
