@@ -91,7 +91,7 @@ class ORPOConfig(SFTConfig):
         metadata={
             "help": "How the responses of a pair are laid out. 'shared_prefix': one row without padding, in which each "
             "prompt runs once; an error where that is not exact for the model. 'padded': a padded row per response. "
-            "'auto': shared_prefix wherever it is exact.",
+            "'auto': shared_prefix wherever it is exact; with `neftune_noise_alpha`, padded.",
             "choices": list(PAIR_LAYOUTS),
         },
     )
@@ -282,6 +282,12 @@ class ORPOConfig(SFTConfig):
         if self.nll_reduction == "micro_batch_mean" and self.max_tokens_per_micro_batch is not None:
             text = "`max_tokens_per_micro_batch` would change the loss of `nll_reduction: micro_batch_mean`"
             found.append(SettingsProblem(("max_tokens_per_micro_batch", "nll_reduction"), text))
+        if self.neftune_noise_alpha and self.pair_layout == "shared_prefix":
+            text = (
+                "`neftune_noise_alpha` adds noise by the width of a row, which `pair_layout: shared_prefix` changes; "
+                "set `auto` or `padded`"
+            )
+            found.append(SettingsProblem(("pair_layout", "neftune_noise_alpha"), text))
         if self.activation_offloading and not torch.accelerator.is_available():
             text = "`activation_offloading: true` moves activations from an accelerator, and there is none"
             found.append(SettingsProblem(("activation_offloading",), text))

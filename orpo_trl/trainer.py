@@ -145,7 +145,7 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         args = self.args
         checks.check_vocabulary(self.text_tokenizer, self.model.config, args)
         wanted = args.pair_layout if data_collator is None else getattr(data_collator, "layout", "padded")
-        self.layout, reason = choose_layout(self.model, wanted)
+        self.layout, reason = choose_layout(self.model, wanted, bool(args.neftune_noise_alpha))
         if reason and self.is_world_process_zero():
             logger.warning(reason)
         if data_collator is None:

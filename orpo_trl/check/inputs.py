@@ -79,7 +79,7 @@ def check_model(options: CheckOptions, recipe: RecipeResult) -> Iterator[str | M
         model = AutoModelForCausalLM.from_config(
             config, trust_remote_code=training.trust_remote_code, attn_implementation=attention
         )
-    why_padded = why_not_exact(model)
+    why_padded = why_not_exact(model, bool(training.neftune_noise_alpha))
     weights = sum(weight.numel() for weight in model.parameters())
     yield f"{config.model_type}, {weights:,} weights"
     tokenizer = load_tokenizer(arguments, training.trust_remote_code)
