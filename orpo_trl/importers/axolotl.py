@@ -117,6 +117,9 @@ _TEMPLATE = (
 )
 _KNOWN_TYPES = ("chat_template.argilla", "chat_template.argilla_chat", "orpo.chat_template", "chat_template")
 
+# Types whose columns have fixed names.
+_OWN_COLUMNS = ("chat_template.argilla", "orpo.chat_template")
+
 
 def _check(values: dict[str, Any]) -> str | None:
     if values.get("rl") == "orpo" or (values.get("rl") is None and _is_first_version(values)):
@@ -238,7 +241,7 @@ def _convert_data(draft: Draft) -> None:
     known = [entry for entry in sources if isinstance(entry, dict) and entry.get("type") in _KNOWN_TYPES]
     entries = entries_of(draft, "datasets", {**_ENTRY, "type": "type"}, _ENTRY_DROPPED)
     for index, entry in enumerate(entries):
-        _name_columns(entry)
+        _name_columns(draft, "datasets", index, entry)
         kind = entry.pop("type", None)
         if kind is not None and sources[index] not in known:
             draft.drop("datasets", _ENTRY_DROPPED["type"], (index, "type"))
@@ -252,9 +255,13 @@ def _convert_data(draft: Draft) -> None:
     )
 
 
-def _name_columns(entry: dict[str, Any]) -> None:
+def _name_columns(draft: Draft, key: str, index: int, entry: dict[str, Any]) -> None:
     columns = {side: entry.pop(side) for side in ("chosen", "rejected") if side in entry}
-    if columns:
+    if entry.get("type") in _OWN_COLUMNS:  # without `columns`, every column of a pair is read, `system` among them
+        for side in columns:
+            text = f"axolotl's type {entry['type']} reads chosen, rejected and system, whatever this says; left out"
+            draft.drop(key, text, (index, f"field_{side}"))
+    elif columns:
         entry["columns"] = {"chosen": "chosen", "rejected": "rejected", **columns}
 
 
@@ -292,8 +299,8 @@ def _convert_schedule(draft: Draft) -> None:
 
 def _convert_evaluation(draft: Draft) -> None:
     tests = entries_of(draft, "test_datasets", {**_ENTRY, "type": "type"}, _ENTRY_DROPPED)
-    for entry in tests:
-        _name_columns(entry)
+    for index, entry in enumerate(tests):
+        _name_columns(draft, "test_datasets", index, entry)
         entry.pop("type", None)
     size = draft.number("val_set_size", 0)
     if tests:

@@ -297,6 +297,21 @@ def test_axolotl_test_sets_are_evaluated_by_label(read):
     assert note.line == AXOLOTL.count("\n") + 3
 
 
+def test_axolotl_columns_leave_the_system_column_to_be_read(read):
+    """A mapping would read nothing but its own columns; the type reads `system` beside chosen and rejected."""
+    kind = "    type: chat_template.argilla\n"
+    imported = read(AXOLOTL.replace(kind, kind + "    field_chosen: good\n"))
+    assert imported.settings["dataset_name"] == "argilla/ultrafeedback-binarized-preferences-cleaned"
+    assert "datasets" not in imported.settings
+    (note,) = noted(imported.no_equal, "field_chosen")
+    assert "reads chosen, rejected and system" in note.text
+    assert note.line == AXOLOTL[: AXOLOTL.index(kind)].count("\n") + 2
+
+    imported = read(AXOLOTL.replace(kind, "    field_chosen: good\n"))
+    (entry,) = imported.settings["datasets"]
+    assert entry["columns"] == {"chosen": "good", "rejected": "rejected"}
+
+
 def test_axolotl_without_anything_to_evaluate_on_does_not_evaluate(read):
     imported = read(AXOLOTL.replace("val_set_size: 0.1", "val_set_size: 0"))
     contains(imported, {"eval_strategy": "no"})
