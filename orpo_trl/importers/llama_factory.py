@@ -123,14 +123,15 @@ def _convert(draft: Draft) -> None:
 
 def _convert_weights(draft: Draft) -> None:
     """LLaMA-Factory's loss is (1 + pref_ftx) · NLL + pref_beta · L_OR; ours gives the NLL the weight 1."""
-    extra = draft.number("pref_ftx", 0)
+    extra = draft.number("pref_ftx") or 0.0
     weighs = extra > 1e-6  # LLaMA-Factory leaves out a weight below
     nll = 1 + extra if weighs else 1
     factor = ("pref_ftx",) if weighs else ()
     for key in ("pref_beta", "orpo_beta"):
-        if draft.has(key):
-            draft.set("beta", draft.number(key) / nll, key, *factor)
-    if "beta" not in draft.settings and weighs:
+        value = draft.number(key)
+        if value is not None:
+            draft.set("beta", value / nll, key, *factor)
+    if weighs and "beta" not in draft.settings:
         draft.set("beta", 0.1 / nll, *factor)
     draft.default("beta", 0.1)
     if weighs:
