@@ -7,7 +7,7 @@ from typing import Any
 
 from orpo_trl.importers.conversions import convert_shared, labelled, modules, set_datasets
 from orpo_trl.importers.draft import Draft, Tool
-from orpo_trl.importers.foreign_keys import CONVERTED, DROPPED, FLASH, RENAMED
+from orpo_trl.importers.foreign_keys import CONVERTED, DROPPED, RENAMED
 
 _RENAMED = {
     "preprocessing_num_workers": "dataset_num_proc",
@@ -33,12 +33,13 @@ _CONVERTED = {
     "dataset": ("dataset_name", "a Hub id, folder or file"),
     "eval_dataset": ("eval_datasets", "a mapping of labels to sources"),
     "val_size": ("test_split_size", "with `eval_strategy`"),
-    "flash_attn": ("attn_implementation", "sdpa, eager or flash_attention_2"),
+    "flash_attn": ("attn_implementation", "sdpa, eager, flash_attention_2 or flash_attention_3"),
     "disable_gradient_checkpointing": ("gradient_checkpointing", "with the opposite value"),
     "disable_shuffling": ("train_sampling_strategy", "sequential"),
     "pure_bf16": ("dtype", "bfloat16, with `bf16: true`"),
     "bf16": ("bf16", ""),
 }
+_ATTENTION = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
 _OTHER_LOSSES = "a setting of other preference losses"
 _OPTIMISER = "an optimiser of LLaMA-Factory; `optim` takes those of transformers"
 _SWANLAB = "set `report_to: swanlab`, and swanlab's settings by environment variables"
@@ -122,14 +123,15 @@ def _convert(draft: Draft) -> None:
 
 def _convert_weights(draft: Draft) -> None:
     """LLaMA-Factory's loss is (1 + pref_ftx) · NLL + pref_beta · L_OR; ours gives the NLL the weight 1."""
-    extra = draft.number("pref_ftx", 0)
+    extra = draft.number("pref_ftx") or 0.0
     weighs = extra > 1e-6  # LLaMA-Factory leaves out a weight below
     nll = 1 + extra if weighs else 1
     factor = ("pref_ftx",) if weighs else ()
     for key in ("pref_beta", "orpo_beta"):
-        if draft.has(key):
-            draft.set("beta", draft.number(key) / nll, key, *factor)
-    if "beta" not in draft.settings and weighs:
+        value = draft.number(key)
+        if value is not None:
+            draft.set("beta", value / nll, key, *factor)
+    if weighs and "beta" not in draft.settings:
         draft.set("beta", 0.1 / nll, *factor)
     draft.default("beta", 0.1)
     if weighs:
@@ -191,10 +193,10 @@ def _convert_precision(draft: Draft) -> None:
         draft.default("gradient_checkpointing", True)
     attention = draft.take("flash_attn", (str, bool), "auto, disabled, sdpa, fa2 or fa3")
     attention = {True: "fa2", False: "auto"}.get(attention, attention)
-    if attention in ("sdpa", "disabled"):
-        draft.set("attn_implementation", "sdpa" if attention == "sdpa" else "eager", "flash_attn")
+    if attention in _ATTENTION:
+        draft.set("attn_implementation", _ATTENTION[attention], "flash_attn")
     elif attention not in (None, "auto"):
-        draft.drop("flash_attn", FLASH)
+        draft.drop("flash_attn", "expected auto, disabled, sdpa, fa2 or fa3; left out")
     else:
         draft.silent("flash_attn")
     draft.silent("bf16", "pure_bf16", "disable_gradient_checkpointing")

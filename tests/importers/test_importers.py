@@ -12,6 +12,7 @@ from support.foreign_configs import AUTHORS_SCRIPT, AXOLOTL, CONFIGS, HANDBOOK, 
 
 from orpo_trl.config import DataArguments, ModelArguments, ORPOConfig
 from orpo_trl.importers import FOREIGN_KEYS, TOOLS, Imported, ImportProblem, import_recipe, recipe_text
+from orpo_trl.importers.conversions import FLASH
 from orpo_trl.importers.draft import is_empty
 from orpo_trl.importers.foreign_keys import OURS, REFUSED
 from orpo_trl.importers.read import read_yaml
@@ -58,7 +59,7 @@ def test_axolotl_example_keeps_its_figures(read):
         },
     )  # fmt: skip
     assert {note.key: note.line for note in imported.no_equal} == {
-        "model_type": 2, "tokenizer_type": 3, "chat_template": 9, "flash_attention": 32,
+        "model_type": 2, "tokenizer_type": 3, "chat_template": 9,
     }  # fmt: skip
     assert noted(imported.differences, "TRL's ORPOTrainer")
     assert noted(imported.differences, "drops a pair")[0].line == 17
@@ -125,7 +126,7 @@ def test_zephyr_141b_keeps_its_figures(read):
             "save_strategy": "no", "nll_scope": "sequence", "nll_reduction": "micro_batch_mean",
         },
     )  # fmt: skip
-    assert [note.key for note in imported.no_equal] == ["use_flash_attention_2"]
+    assert not imported.no_equal
     assert noted(imported.differences, "max_prompt_length: TRL cut")
     assert noted(imported.differences, "HumanEval")
 
@@ -296,6 +297,21 @@ def test_axolotl_test_sets_are_evaluated_by_label(read):
     assert note.line == AXOLOTL.count("\n") + 3
 
 
+def test_axolotl_columns_leave_the_system_column_to_be_read(read):
+    """A mapping would read nothing but its own columns; the type reads `system` beside chosen and rejected."""
+    kind = "    type: chat_template.argilla\n"
+    imported = read(AXOLOTL.replace(kind, kind + "    field_chosen: good\n"))
+    assert imported.settings["dataset_name"] == "argilla/ultrafeedback-binarized-preferences-cleaned"
+    assert "datasets" not in imported.settings
+    (note,) = noted(imported.no_equal, "field_chosen")
+    assert "reads chosen, rejected and system" in note.text
+    assert note.line == AXOLOTL[: AXOLOTL.index(kind)].count("\n") + 2
+
+    imported = read(AXOLOTL.replace(kind, "    field_chosen: good\n"))
+    (entry,) = imported.settings["datasets"]
+    assert entry["columns"] == {"chosen": "good", "rejected": "rejected"}
+
+
 def test_axolotl_without_anything_to_evaluate_on_does_not_evaluate(read):
     imported = read(AXOLOTL.replace("val_set_size: 0.1", "val_set_size: 0"))
     contains(imported, {"eval_strategy": "no"})
@@ -341,6 +357,26 @@ eval_strategy: steps
     entry = {"path": "org/a", "name": "main", "split": "train", "columns": ["chosen", "rejected"], "weight": 0.25}
     contains(imported, {"datasets": [entry], "test_split_size": 50})
     assert noted(imported.no_equal, "dataset_mixture.seed")[0].line == 6
+
+
+@pytest.mark.parametrize(
+    ("tool", "line"),
+    [
+        ("axolotl", "flash_attention: true"), ("axolotl", "attn_implementation: flash_attention_2"),
+        ("llama_factory", "flash_attn: fa2"), ("llama_factory", "flash_attn: true"),
+        ("alignment_handbook", "use_flash_attention_2: true"), ("trl", "attn_implementation: flash_attention_2"),
+    ],
+)  # fmt: skip
+def test_flash_attention_ends_alike_under_all_its_names(read, tool, line):
+    text = {"axolotl": AXOLOTL, "llama_factory": LLAMA_FACTORY, "alignment_handbook": HANDBOOK, "trl": TRL}[tool]
+    names = ("flash_attention:", "flash_attn:", "use_flash_attention_2:", "attn_implementation:")
+    kept = [old for old in text.splitlines() if not old.startswith(names)]
+    imported = read("\n".join([*kept, line, ""]), tool=tool)
+    key = line.split(":")[0]
+    contains(imported, {"attn_implementation": "flash_attention_2"})
+    assert imported.became[key] == ("attn_implementation",)
+    (note,) = noted(imported.differences, "attention")
+    assert (note.text, note.key, note.line) == (FLASH, key, len(kept) + 1)
 
 
 def test_other_templates_are_noted(read):
