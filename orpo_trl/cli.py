@@ -217,7 +217,9 @@ def import_(file: Path, tool: str | None, output: Path | None) -> None:
 @option("--chat_template_path", metavar="NAME", help="A .jinja file, or a tokenizer. Default: that of the tokenizer.")
 @option("--strings_as_messages", is_flag=True, help="Render string prompts and responses through the chat template.")
 @choice(
-    "--prompt_turns", ["all", "first"], "The prompt of a conversation: all but the last answer, or up to the first."
+    "--prompt_turns",
+    ["auto", "all", "first"],
+    "The prompt of a conversation: as `prompt` gives its turns, all but the last answer, or up to the first.",
 )
 @tokens("--max_length", 2, "Cut responses of longer rows. Default: none is cut.")
 @tokens("--max_prompt_length", 1, "Drop rows with prompts as long as this.")

@@ -17,7 +17,8 @@ NLL_REDUCTIONS = ("token_mean", "micro_batch_mean", "sequence_mean", "max_length
 PAIR_LAYOUTS = ("auto", "shared_prefix", "padded")
 SAMPLING_STRATEGIES = ("auto", "random", "sequential", "group_by_length", "batch_rebalance")
 MALFORMED_ACTIONS = ("error", "drop")
-PROMPT_TURNS = ("all", "first")
+UNRENDERED_ACTIONS = ("warn", "error", "drop")
+PROMPT_TURNS = ("auto", "all", "first")
 WANDB_MODES = ("online", "offline", "disabled")
 
 
@@ -90,7 +91,7 @@ class ORPOConfig(SFTConfig):
         metadata={
             "help": "How the responses of a pair are laid out. 'shared_prefix': one row without padding, in which each "
             "prompt runs once; an error where that is not exact for the model. 'padded': a padded row per response. "
-            "'auto': shared_prefix wherever it is exact.",
+            "'auto': shared_prefix wherever it is exact; with `neftune_noise_alpha`, padded.",
             "choices": list(PAIR_LAYOUTS),
         },
     )
@@ -134,11 +135,12 @@ class ORPOConfig(SFTConfig):
         },
     )
     prompt_turns: str = field(
-        default="all",
+        default="auto",
         metadata={
-            "help": "Turns of a conversation that are its prompt. 'all': all but the last answer. 'first': those "
-            "before the first answer; the odds ratio then covers all later turns, the user's included (as Capybara's "
-            "released weights were trained).",
+            "help": "Turns of a conversation that are its prompt. 'auto': those of `prompt` where it holds messages, "
+            "as in TRL, else all but the last answer. 'all': all but the last answer. 'first': those before the first "
+            "answer; the odds ratio then covers all later turns, the user's included (as Capybara's released weights "
+            "were trained).",
             "choices": list(PROMPT_TURNS),
         },
     )
@@ -148,6 +150,15 @@ class ORPOConfig(SFTConfig):
             "help": "What to do when rows do not have an accepted shape: 'error' names them and stops, 'drop' counts "
             "them in the preparation report and goes on.",
             "choices": list(MALFORMED_ACTIONS),
+        },
+    )
+    on_unrendered: str = field(
+        default="warn",
+        metadata={
+            "help": "What to do when the chat template leaves out words of a row, such as its system text or the "
+            "thoughts of its answer: 'warn' trains on what is left, 'error' names the rows and stops, 'drop' counts "
+            "them in the preparation report and goes on without them.",
+            "choices": list(UNRENDERED_ACTIONS),
         },
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the model to 0."})
@@ -236,6 +247,7 @@ class ORPOConfig(SFTConfig):
             ("train_sampling_strategy", SAMPLING_STRATEGIES),
             ("prompt_turns", PROMPT_TURNS),
             ("on_malformed", MALFORMED_ACTIONS),
+            ("on_unrendered", UNRENDERED_ACTIONS),
             ("wandb_mode", (None, *WANDB_MODES)),
         ):
             if getattr(self, name) not in allowed:
@@ -270,6 +282,12 @@ class ORPOConfig(SFTConfig):
         if self.nll_reduction == "micro_batch_mean" and self.max_tokens_per_micro_batch is not None:
             text = "`max_tokens_per_micro_batch` would change the loss of `nll_reduction: micro_batch_mean`"
             found.append(SettingsProblem(("max_tokens_per_micro_batch", "nll_reduction"), text))
+        if self.neftune_noise_alpha and self.pair_layout == "shared_prefix":
+            text = (
+                "`neftune_noise_alpha` adds noise by the width of a row, which `pair_layout: shared_prefix` changes; "
+                "set `auto` or `padded`"
+            )
+            found.append(SettingsProblem(("pair_layout", "neftune_noise_alpha"), text))
         if self.activation_offloading and not torch.accelerator.is_available():
             text = "`activation_offloading: true` moves activations from an accelerator, and there is none"
             found.append(SettingsProblem(("activation_offloading",), text))

@@ -10,7 +10,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback, TrainingArguments
 
 from orpo_trl import trainer_checks as checks
@@ -151,7 +150,7 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         args = self.args
         checks.check_vocabulary(self.text_tokenizer, self.model.config, args)
         wanted = args.pair_layout if data_collator is None else getattr(data_collator, "layout", "padded")
-        self.layout, reason = choose_layout(self.model, wanted)
+        self.layout, reason = choose_layout(self.model, wanted, bool(args.neftune_noise_alpha))
         if reason and self.is_world_process_zero():
             logger.warning(reason)
         if data_collator is None:
@@ -193,7 +192,13 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         """Called by SFTTrainer for each dataset that it is given, at construction and by `evaluate`."""
         checks.check_dataset(name, dataset)
         prepared, report = prepare_pairs(
-            dataset, self.text_tokenizer, PairRules.of(args), name, args.on_malformed, args.dataset_num_proc
+            dataset,
+            self.text_tokenizer,
+            PairRules.of(args),
+            name,
+            args.on_malformed,
+            args.on_unrendered,
+            args.dataset_num_proc,
         )
         if report is not None:
             self.preparation_reports[name] = report
@@ -221,10 +226,10 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
             return self.get_eval_dataloader(test_dataset)
         return super().get_test_dataloader(test_dataset)
 
-    def _stream(self, dataset: IterableDataset, batch_size: int, collator, endless: bool) -> DataLoader:
+    def _stream(self, dataset: IterableDataset, batch_size: int, collator, endless: bool):
         # accelerate's loaders repeat rows, or give ranks different numbers of batches, where a stream ends.
         batches = StreamedBatches(dataset, batch_size, *self._ranks, endless)
-        return DataLoader(batches, batch_size=None, collate_fn=collator, num_workers=self.args.dataloader_num_workers)
+        return batches.loader(collator, self.args.dataloader_num_workers)
 
     def train_sampler(self, dataset):
         args, lengths = self.args, pair_lengths(dataset)

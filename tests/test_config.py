@@ -78,11 +78,15 @@ def test_every_argument_of_sft_is_known(tmp_path):
         ({"max_length": "long"}, "`max_length` must be 2 or more"),
         ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` must be at least 1, got 0"),
         ({"learning_rate": -1.0}, "`learning_rate` must be at least 0"),
-        ({"prompt_turns": "last"}, "`prompt_turns` must be one of all, first"),
+        ({"prompt_turns": "last"}, "`prompt_turns` must be one of auto, all, first"),
         ({"max_length": 1}, "`max_length` must be 2 or more"),
         ({"max_prompt_length": 0}, "`max_prompt_length` must be 1 or more"),
         ({"nll_reduction": "max_length", "max_length": None}, "`max_length` is None"),
         ({"pair_layout": "packed"}, "`pair_layout` must be one of auto, shared_prefix, padded, got 'packed'"),
+        (
+            {"neftune_noise_alpha": 5.0, "pair_layout": "shared_prefix"},
+            "`neftune_noise_alpha` adds noise by the width of a row",
+        ),
         ({"train_sampling_strategy": "sorted"}, "`train_sampling_strategy` must be one of auto, random, "),
         ({"max_tokens_per_micro_batch": 0}, "`max_tokens_per_micro_batch` must be 1 or more"),
         (

@@ -94,7 +94,7 @@ def test_an_adapter_folder_as_model_says_how_to_load_it(tokenizer, tmp_path):
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_rows_beyond_the_positions_of_a_model(is_stream, tokenizer, tmp_path, caplog):
     """A table of learned positions ends in an IndexError in the middle of the run; rotary positions go on."""
-    rows = {"train_dataset": make_dataset(4).to_iterable_dataset()} if is_stream else {}
+    rows: dict[str, Any] = {"train_dataset": make_dataset(4).to_iterable_dataset()} if is_stream else {}
     learned = GPT2LMHeadModel(GPT2Config(vocab_size=768, n_embd=8, n_layer=1, n_head=2, n_positions=32))
     with pytest.raises(ValueError, match=r"the model has 32 positions\. Set `max_length: 32`"):
         make_trainer(learned, tokenizer, tmp_path, max_length=None, **rows)
@@ -173,8 +173,9 @@ def test_args_of_another_kind_are_refused(tokenizer, tmp_path):
 @pytest.mark.parametrize(("option", "name"), [("train_dataset", "train"), ("eval_dataset", "eval")])
 def test_a_list_of_rows_is_refused_with_what_to_pass(option, name, tokenizer, tmp_path):
     message = rf"The {name} dataset is a list of rows; pass `Dataset.from_list\(rows\)`"
+    given: dict[str, Any] = {option: make_rows(4)}
     with pytest.raises(TypeError, match=message):
-        make_trainer(tiny_model(), tokenizer, tmp_path, **{option: make_rows(4)})
+        make_trainer(tiny_model(), tokenizer, tmp_path, **given)
     if option == "eval_dataset":
         with pytest.raises(TypeError, match="The polite dataset is a list"):
             make_trainer(tiny_model(), tokenizer, tmp_path, eval_dataset={"polite": make_rows(4)})

@@ -14,6 +14,9 @@ from orpo_trl.pairs.rows import ROW_COLUMNS
 # Columns that name the origin of a row in errors and reports. Row numbers count from 0.
 SOURCE_COLUMN = "orpo_source"
 ROW_COLUMN = "orpo_row"
+# Names of the source's columns that were not read, with commas between them.
+UNREAD_COLUMN = "orpo_unread"
+ORIGIN_COLUMNS = (SOURCE_COLUMN, ROW_COLUMN, UNREAD_COLUMN)
 
 Rows: TypeAlias = Dataset | IterableDataset
 

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from orpo_trl.upstream import remove_none_values
@@ -19,6 +19,7 @@ ROW_COLUMNS = (
     "question",
     "input",
     "tools",
+    "documents",
     "chat_template_kwargs",
     "prompt_ids",
     "chosen_ids",
@@ -26,6 +27,8 @@ ROW_COLUMNS = (
 )
 
 _LOOKS_LIKE_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""").match
+# Where templates and data sets keep the reasoning of an answer.
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _HUMAN = "\n\nHuman:"
 _ASSISTANT = "\n\nAssistant:"
 
@@ -46,45 +49,65 @@ class RowError(ValueError):
 
 @dataclass(frozen=True)
 class TextPair:
-    """A prompt and its responses as text, trained on as it stands. A row of the NLL term alone has no `rejected`."""
+    """A prompt and its responses as text, trained on as it stands. A row of the NLL term alone has no `rejected`.
+
+    Attributes:
+        read: the row's columns that the pair was read from.
+        notes: what is worth a warning and no error, as short phrases.
+    """
 
     prompt: str
     chosen: str
     rejected: str | None
+    read: tuple[str, ...] = field(default=(), compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
 class ChatPair:
-    """A conversation and its answers, assistant turns that the chat template renders."""
+    """The turns of a conversation and its responses, which the chat template renders. All contents are strings.
+
+    Attributes:
+        prompt: the turns before the response.
+        chosen: the response, one or more turns, the last one of role assistant. `rejected` likewise, or None.
+        options: arguments of the chat template: `tools`, `documents` and those of `chat_template_kwargs`.
+        read: the row's columns that the pair was read from.
+        notes: what is worth a warning and no error, as short phrases.
+    """
 
     prompt: Messages
-    chosen: dict[str, Any]
-    rejected: dict[str, Any] | None
+    chosen: Messages
+    rejected: Messages | None
+    options: dict[str, Any] = field(default_factory=dict)
+    read: tuple[str, ...] = field(default=(), compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 Pair: TypeAlias = TextPair | ChatPair
 
 
-def is_empty(response: str | dict[str, Any]) -> bool:
-    """Whether a response has nothing to learn from: no text but white space, and no tool call."""
+def is_empty(response: str | Messages) -> bool:
+    """Whether a response has nothing to learn from: its last turn has no text, no reasoning and no tool call."""
     if isinstance(response, str):
         return not response.strip()
-    content = response.get("content")
-    text = content if isinstance(content, str) else "".join(str(part.get("text", "")) for part in content or [])
-    return not text.strip() and not response.get("tool_calls")
+    last = response[-1]
+    texts = (last.get(name) for name in ("content", *REASONING_KEYS))
+    return not last.get("tool_calls") and not any(isinstance(text, str) and text.strip() for text in texts)
 
 
-def row_to_pair(row: Mapping[str, Any], strings_as_messages: bool = False) -> Pair:
+def row_to_pair(row: Mapping[str, Any], strings_as_messages: bool = False, prompt_turns: str = "auto") -> Pair:
     """Read one row.
 
     Args:
         row: column name to value; columns that are missing or None count as absent.
         strings_as_messages: read string prompts and responses as turns of a conversation.
+        prompt_turns: which turns of a conversation are its prompt: 'all' but the last answer, those before the
+            'first' answer, or 'auto': those of `prompt` where it holds messages, else all but the last answer.
 
     Raises:
         RowError: naming the column, what was expected, and what was received.
     """
-    row = {name: _parse_messages(name, value) for name, value in row.items()}
+    row = {name: _parse_messages(name, value) for name, value in row.items() if value is not None}
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if chosen is None:
         raise RowError("chosen", "a string or a list of messages", f"nothing (the row has {_present(row)})")
@@ -94,8 +117,13 @@ def row_to_pair(row: Mapping[str, Any], strings_as_messages: bool = False) -> Pa
     if rejected is not None and isinstance(chosen, str) != isinstance(rejected, str):
         raise RowError("rejected", f"the type of `chosen`, {_describe(chosen)}", _describe(rejected))
     if isinstance(chosen, list):
-        return _pair_from_messages(row.get("prompt"), chosen, rejected)
-    return _pair_from_strings(row, chosen, rejected, strings_as_messages)
+        pair = _pair_from_messages(row.get("prompt"), chosen, rejected, prompt_turns)
+    else:
+        pair = _pair_from_strings(row, chosen, rejected, strings_as_messages, prompt_turns)
+    read = _read(row, pair)
+    if isinstance(pair, TextPair):
+        return replace(pair, read=read)
+    return replace(pair, read=read, options=_template_options(row))
 
 
 def _parse_messages(name: str, value: Any) -> Any:
@@ -108,18 +136,41 @@ def _parse_messages(name: str, value: Any) -> Any:
         raise RowError(name, "messages as a list or as JSON", f"{value!r:.60} ({error.msg})") from error
 
 
-def _pair_from_messages(prompt: Any, chosen: list, rejected: list | None) -> Pair:
-    chosen = _conversation("chosen", prompt, chosen)
-    if rejected is None:
-        return ChatPair(chosen[:-1], chosen[-1], None)
-    rejected = _conversation("rejected", prompt, rejected)
-    if chosen[:-1] != rejected[:-1]:
-        turn = next(
-            (k for k, (a, b) in enumerate(zip(chosen[:-1], rejected[:-1], strict=False)) if a != b),
-            min(len(chosen), len(rejected)) - 1,
-        )
-        raise RowError("rejected", "the turns of `chosen` up to the last", f"another turn at position {turn}")
-    return ChatPair(chosen[:-1], chosen[-1], rejected[-1])
+def _pair_from_messages(prompt: Any, chosen: list, rejected: list | None, prompt_turns: str) -> ChatPair:
+    given = _messages("prompt", prompt) if isinstance(prompt, list) else None
+    chosen = _conversation("chosen", prompt if given is None else given, chosen)
+    rejected = None if rejected is None else _conversation("rejected", prompt if given is None else given, rejected)
+    return _split_turns(chosen, rejected, len(given) if given else None, prompt_turns)
+
+
+def _split_turns(chosen: Messages, rejected: Messages | None, given: int | None, prompt_turns: str) -> ChatPair:
+    """Divide two whole conversations into the turns of their prompt, `given` of them in `prompt`, and the responses."""
+    answer = len(chosen) - 1
+    common = answer if rejected is None else _common_turns(chosen[:-1], rejected[:-1])
+    if prompt_turns == "auto" and given:
+        # Turns of others before the first answer, as behind a system prompt, are no response.
+        size = next(k for k in range(min(given, answer), len(chosen)) if chosen[k]["role"] == "assistant")
+    else:
+        is_alike = rejected is None or common == answer == len(rejected) - 1
+        size = answer if is_alike else _parting(chosen, rejected or [], common)
+        if prompt_turns == "first":
+            size = next(k for k, turn in enumerate(chosen) if turn["role"] == "assistant") or size
+    if size > common:
+        raise RowError("rejected", "the turns of `chosen` up to the last", f"another turn at position {common}")
+    return ChatPair(chosen[:size], chosen[size:], None if rejected is None else rejected[size:])
+
+
+def _common_turns(chosen: Messages, rejected: Messages) -> int:
+    return next(
+        (k for k, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected))
+    )
+
+
+def _parting(chosen: Messages, rejected: Messages, common: int) -> int:
+    """Where responses of several turns begin: turns that differ must be the assistant's and its tools'."""
+    if any(turn["role"] in ("user", "system") for turn in (*chosen[common:], *rejected[common:])):
+        raise RowError("rejected", "the turns of `chosen` up to the last", f"another turn at position {common}")
+    return common
 
 
 def _conversation(name: str, prompt: Any, response: list) -> Messages:
@@ -146,7 +197,6 @@ def _with_prompt(name: str, prompt: str | list, messages: Messages) -> Messages:
         system = next((k for k, role in enumerate(roles) if role != "system"), 0)
         turn = {"role": "user", "content": prompt}
         return messages if is_whole else [*messages[:system], turn, *messages[system:]]
-    prompt = _messages("prompt", prompt)
     if messages[: len(prompt)] == prompt:
         return messages
     if is_whole and any(message["role"] == "user" for message in prompt):
@@ -161,18 +211,34 @@ def _messages(name: str, value: list) -> Messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise RowError(name, "messages with `role` and `content`", f"{_describe(message)} at position {position}")
         content = message.get("content")
-        parts = isinstance(content, list) and all(isinstance(part, dict) for part in content)
-        if not (isinstance(content, str) or parts or (content is None and message.get("tool_calls"))):
+        if isinstance(content, str):
+            continue
+        if isinstance(content, list):
+            message["content"] = _joined_parts(name, content, position)
+        elif content is not None or not (message.get("tool_calls") or any(message.get(key) for key in REASONING_KEYS)):
             raise RowError(name, "`content` of text in each message", f"{_describe(content)} at position {position}")
     return messages
 
 
-def _pair_from_strings(row: Mapping, chosen: str, rejected: str | None, strings_as_messages: bool) -> Pair:
+def _joined_parts(name: str, parts: list, position: int) -> str:
+    """Text of a content that is given as parts, which a template written for strings would print as Python code."""
+    for part in parts:
+        is_text = isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str)
+        if not is_text:
+            kind = part.get("type") if isinstance(part, dict) else None
+            received = f"a part of type {kind!r:.60}" if kind else _describe(part)
+            raise RowError(name, "`content` of text in each message", f"{received} at position {position}")
+    return "".join(part["text"] for part in parts)
+
+
+def _pair_from_strings(
+    row: Mapping, chosen: str, rejected: str | None, strings_as_messages: bool, prompt_turns: str
+) -> Pair:
     prompt = row.get("prompt")
     if prompt is None:
         question = next((name for name in ("instruction", "question") if row.get(name) is not None), None)
         if question is None:
-            return _pair_from_transcripts(row, chosen, rejected, strings_as_messages)
+            return _pair_from_transcripts(row, chosen, rejected, strings_as_messages, prompt_turns)
         for name in (question, "input"):
             if not isinstance(row.get(name), (str, type(None))):
                 raise RowError(name, "a string", _describe(row[name]))
@@ -186,10 +252,12 @@ def _pair_from_strings(row: Mapping, chosen: str, rejected: str | None, strings_
     elif strings_as_messages:
         is_transcript = prompt.rstrip().endswith(_ASSISTANT) and _is_transcript(prompt)
         prompt = _transcript_turns(prompt.rstrip()) if is_transcript else [{"role": "user", "content": prompt}]
-    return _pair(prompt, chosen, rejected)
+    return _pair(prompt, chosen, rejected, prompt_turns)
 
 
-def _pair_from_transcripts(row: Mapping, chosen: str, rejected: str | None, strings_as_messages: bool) -> Pair:
+def _pair_from_transcripts(
+    row: Mapping, chosen: str, rejected: str | None, strings_as_messages: bool, prompt_turns: str
+) -> Pair:
     """Anthropic HH-RLHF: each side is a whole dialogue as one string, with no column for the prompt."""
     prompt, answer = _split_transcript("chosen", chosen, row)
     if rejected is not None:
@@ -199,7 +267,7 @@ def _pair_from_transcripts(row: Mapping, chosen: str, rejected: str | None, stri
     if strings_as_messages:
         prompt, answer = _transcript_turns(prompt), answer.strip()
         rejected = None if rejected is None else rejected.strip()
-    return _pair(prompt, answer, rejected)
+    return _pair(prompt, answer, rejected, prompt_turns)
 
 
 def _split_transcript(name: str, text: str, row: Mapping) -> tuple[str, str]:
@@ -228,11 +296,44 @@ def _transcript_turns(prompt: str) -> Messages:
     return turns
 
 
-def _pair(prompt: str | Messages, chosen: str, rejected: str | None) -> Pair:
+def _pair(prompt: str | Messages, chosen: str, rejected: str | None, prompt_turns: str) -> Pair:
     if isinstance(prompt, str):
         return TextPair(prompt, chosen, rejected)
-    turn = None if rejected is None else {"role": "assistant", "content": rejected}
-    return ChatPair(prompt, {"role": "assistant", "content": chosen}, turn)
+    sides = [None if text is None else [*prompt, {"role": "assistant", "content": text}] for text in (chosen, rejected)]
+    return _split_turns(sides[0] or [], sides[1], None, prompt_turns)
+
+
+def _read(row: Mapping, pair: Pair) -> tuple[str, ...]:
+    """The columns that `pair` was read from."""
+    names = ["prompt", "chosen", "rejected"]
+    if isinstance(row["chosen"], str) and "prompt" not in row:
+        question = next((name for name in ("instruction", "question") if name in row), None)
+        names += [question, "input"] if question else []
+    if isinstance(pair, ChatPair):
+        names += ["tools", "documents", "chat_template_kwargs"]
+    return tuple(name for name in names if name in row)
+
+
+def _template_options(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the chat template that the row brings."""
+    options = _json_column(row, "chat_template_kwargs") or {}
+    if not isinstance(options, dict):
+        raise RowError("chat_template_kwargs", "a mapping", f"{options!r:.60}")
+    named = {name: _json_column(row, name) for name in ("tools", "documents")}
+    return {**{name: value for name, value in named.items() if value is not None}, **options}
+
+
+def _json_column(row: Mapping[str, Any], name: str) -> Any:
+    """A column that may hold its value as a JSON string, which Arrow stores where the rows' values differ in type."""
+    value = row.get(name)
+    if not isinstance(value, str):
+        return remove_none_values(value) if value else None
+    if not value.strip():
+        return None
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise RowError(name, "JSON", f"{value!r:.60} ({error.msg})") from error
 
 
 def _present(row: Mapping) -> str:
