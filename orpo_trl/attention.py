@@ -37,12 +37,16 @@ class _Forward:
     was_read = False
 
 
-def why_not_exact(model: nn.Module) -> str | None:
+def why_not_exact(model: nn.Module, has_neftune: bool = False) -> str | None:
     """Why this model cannot read packed rows exactly, or None where it can.
 
     Args:
         model: a causal language model of transformers, or a PEFT model around one.
+        has_neftune: NEFTune's noise is added in training.
     """
+    if has_neftune:
+        # alpha / sqrt(width of the row * hidden size)
+        return "`neftune_noise_alpha` adds noise by the width of a row, and a packed row would get too little"
     model = without_adapter(model)
     config, name = model.config, type(model).__name__
     if not type(model).__module__.startswith("transformers.models."):
@@ -65,12 +69,13 @@ def why_not_exact(model: nn.Module) -> str | None:
     return None
 
 
-def choose_layout(model: nn.Module, wanted: str) -> tuple[str, str | None]:
+def choose_layout(model: nn.Module, wanted: str, has_neftune: bool = False) -> tuple[str, str | None]:
     """The layout of a model's batches; for 'shared_prefix' its attention is then ready.
 
     Args:
         model: a causal language model, or a PEFT model around one; its config is changed.
         wanted: 'auto', 'shared_prefix' or 'padded' (`ORPOConfig.pair_layout`).
+        has_neftune: NEFTune's noise is added in training.
 
     Returns:
         'shared_prefix' or 'padded', and a sentence that says why 'auto' pads.
@@ -78,7 +83,7 @@ def choose_layout(model: nn.Module, wanted: str) -> tuple[str, str | None]:
     Raises:
         ValueError: where 'shared_prefix' is wanted and is not exact for the model.
     """
-    reason = why_not_exact(model)
+    reason = why_not_exact(model, has_neftune)
     if wanted == "shared_prefix" and reason:
         raise ValueError(f"`pair_layout: shared_prefix`: {reason}. Set `pair_layout: padded` or `auto`.")
     if wanted == "padded" or reason:

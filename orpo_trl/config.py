@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import ConfigDict, Field, with_config
-from transformers import is_torch_xla_available
+from transformers import TrainingArguments, is_torch_xla_available
 from trl import ModelConfig, SFTConfig
 from typing_extensions import Required, TypedDict
 
@@ -17,6 +17,7 @@ NLL_REDUCTIONS = ("token_mean", "micro_batch_mean", "sequence_mean", "max_length
 PAIR_LAYOUTS = ("auto", "shared_prefix", "padded")
 SAMPLING_STRATEGIES = ("auto", "random", "sequential", "group_by_length", "batch_rebalance")
 MALFORMED_ACTIONS = ("error", "drop")
+UNRENDERED_ACTIONS = ("warn", "error", "drop")
 PROMPT_TURNS = ("auto", "all", "first")
 WANDB_MODES = ("online", "offline", "disabled")
 
@@ -90,7 +91,7 @@ class ORPOConfig(SFTConfig):
         metadata={
             "help": "How the responses of a pair are laid out. 'shared_prefix': one row without padding, in which each "
             "prompt runs once; an error where that is not exact for the model. 'padded': a padded row per response. "
-            "'auto': shared_prefix wherever it is exact.",
+            "'auto': shared_prefix wherever it is exact; with `neftune_noise_alpha`, padded.",
             "choices": list(PAIR_LAYOUTS),
         },
     )
@@ -151,6 +152,15 @@ class ORPOConfig(SFTConfig):
             "choices": list(MALFORMED_ACTIONS),
         },
     )
+    on_unrendered: str = field(
+        default="warn",
+        metadata={
+            "help": "What to do when the chat template leaves out words of a row, such as its system text or the "
+            "thoughts of its answer: 'warn' trains on what is left, 'error' names the rows and stops, 'drop' counts "
+            "them in the preparation report and goes on without them.",
+            "choices": list(UNRENDERED_ACTIONS),
+        },
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the model to 0."})
     padding_value: int | None = field(
         default=None, metadata={"help": "Token id that pads short rows. None: the tokenizer's pad token."}
@@ -189,6 +199,35 @@ class ORPOConfig(SFTConfig):
             # Otherwise trackers invent a name, and a resumed run gets another one.
             self.run_name = Path(self.output_dir).name
 
+    @classmethod
+    def of(cls, args: TrainingArguments) -> "ORPOConfig":
+        """The settings of another trainer's arguments: `transformers.TrainingArguments`, TRL's SFTConfig or ORPOConfig.
+
+        Every field keeps its value, also a default that is not ours, such as the learning rate. Left out are defaults
+        that mean nothing here, such as `logging_nan_inf_filter`.
+
+        Raises:
+            TypeError: if they are of another kind, such as a DPOConfig, which has fields that ORPOConfig does not have.
+            SettingsError: as at construction.
+        """
+        if isinstance(args, cls):
+            return args
+        kind = type(args).__name__
+        if not isinstance(args, TrainingArguments):
+            raise TypeError(f"`args` must be an ORPOConfig, got {kind}.")
+        given = {f.name: (getattr(args, f.name), f.default) for f in fields(args) if f.init}
+        unknown = sorted(given.keys() - {f.name for f in fields(cls)})
+        if unknown:
+            raise TypeError(f"`args` must be an ORPOConfig, got {kind}, which has fields of its own: {unknown[:5]}.")
+        # Not `to_dict`, which hides tokens, `eos_token` and `pad_token` among them.
+        return cls(
+            **{
+                name: value
+                for name, (value, default) in given.items()
+                if not (name in MEANINGLESS and value == default)
+            }
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         """Without tokens: the Trainer pickles its arguments into the folder that `push_to_hub` uploads."""
         return {**self.__dict__, "hub_token": None, "push_to_hub_token": None}
@@ -208,6 +247,7 @@ class ORPOConfig(SFTConfig):
             ("train_sampling_strategy", SAMPLING_STRATEGIES),
             ("prompt_turns", PROMPT_TURNS),
             ("on_malformed", MALFORMED_ACTIONS),
+            ("on_unrendered", UNRENDERED_ACTIONS),
             ("wandb_mode", (None, *WANDB_MODES)),
         ):
             if getattr(self, name) not in allowed:
@@ -242,6 +282,12 @@ class ORPOConfig(SFTConfig):
         if self.nll_reduction == "micro_batch_mean" and self.max_tokens_per_micro_batch is not None:
             text = "`max_tokens_per_micro_batch` would change the loss of `nll_reduction: micro_batch_mean`"
             found.append(SettingsProblem(("max_tokens_per_micro_batch", "nll_reduction"), text))
+        if self.neftune_noise_alpha and self.pair_layout == "shared_prefix":
+            text = (
+                "`neftune_noise_alpha` adds noise by the width of a row, which `pair_layout: shared_prefix` changes; "
+                "set `auto` or `padded`"
+            )
+            found.append(SettingsProblem(("pair_layout", "neftune_noise_alpha"), text))
         if self.activation_offloading and not torch.accelerator.is_available():
             text = "`activation_offloading: true` moves activations from an accelerator, and there is none"
             found.append(SettingsProblem(("activation_offloading",), text))

@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoProcessor,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
@@ -99,6 +100,10 @@ def load_processor(
 ) -> PreTrainedTokenizerBase | ProcessorMixin:
     """The tokenizer of a model, or the processor that holds it: for a trainer that is given neither."""
     return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def load_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
+    return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def model_init_kwargs(arguments: ModelArguments) -> dict:

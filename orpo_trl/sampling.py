@@ -2,11 +2,12 @@
 
 import heapq
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import torch
 from datasets import IterableDataset
+from torch.utils.data import DataLoader
 
 from orpo_trl.upstream import RankAwareSampler, get_length_grouped_indices
 
@@ -28,6 +29,14 @@ class StreamedBatches(torch.utils.data.IterableDataset):
 
     def __init__(self, rows: IterableDataset, batch_size: int, ranks: int = 1, rank: int = 0, endless: bool = False):
         self.rows, self.batch_size, self.ranks, self.rank, self.endless = rows, batch_size, ranks, rank, endless
+
+    def loader(self, collator: Callable[[list[dict[str, Any]]], Any], workers: int) -> DataLoader:
+        """Reads the micro-batches, in this process (`workers` 0) or in one worker process (any other number).
+
+        `datasets` gives each worker other shards of the stream, and none to those that are too many. Each worker would
+        then start again at the end of its own shards, so that the rows of short shards come more often.
+        """
+        return DataLoader(self, batch_size=None, collate_fn=collator, num_workers=min(workers, 1))
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)

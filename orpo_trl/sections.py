@@ -13,8 +13,8 @@ SECTIONS: Mapping[str, Sequence[str]] = {
         use_peft lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save
         lora_task_type use_rslora use_dora""".split(),
     "Data": """dataset_name dataset_config dataset_train_split dataset_test_split datasets eval_datasets test_split_size
-        dataset_streaming shuffle_dataset strings_as_messages prompt_turns on_malformed max_prompt_length
-        max_completion_length max_length dataset_num_proc""".split(),
+        dataset_streaming shuffle_dataset strings_as_messages prompt_turns on_malformed on_unrendered
+        max_prompt_length max_completion_length max_length dataset_num_proc""".split(),
     "ORPO": "beta nll_scope nll_reduction disable_dropout".split(),
     "Training": """num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps
         max_tokens_per_micro_batch train_sampling_strategy auto_find_batch_size learning_rate lr_scheduler_type

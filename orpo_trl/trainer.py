@@ -10,8 +10,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
-from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback, TrainingArguments
 
 from orpo_trl import trainer_checks as checks
 from orpo_trl import upstream
@@ -24,7 +23,7 @@ from orpo_trl.callbacks.trackers import run_pages
 from orpo_trl.config import ORPOConfig
 from orpo_trl.lengths import PairLengths
 from orpo_trl.losses import log_odds_ratio, nll_sum, odds_ratio_loss, orpo_loss, pair_logps
-from orpo_trl.model import disable_dropout, load_processor
+from orpo_trl.model import disable_dropout, load_config, load_processor
 from orpo_trl.model_card import write_card
 from orpo_trl.pair_metrics import PairMetrics
 from orpo_trl.pairs.preparation import PreparationReport
@@ -58,7 +57,8 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
 
     Args:
         model: a model, a PEFT model, or the Hub id or folder of one.
-        args: settings; by default those of `ORPOConfig`, with an output folder named after the model.
+        args: settings, or those of another trainer as `ORPOConfig.of` takes them; by default those of `ORPOConfig`,
+            with an output folder named after the model.
         data_collator: makes a batch as `PairCollator` does; by default one according to `args`.
         train_dataset: rows of the shapes that README.md lists, or prepared pairs.
         eval_dataset: the same to evaluate on, or several by name.
@@ -87,7 +87,7 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
     def __init__(
         self,
         model: str | PreTrainedModel,
-        args: ORPOConfig | None = None,
+        args: TrainingArguments | None = None,
         data_collator: Callable[[list[dict]], dict[str, Any]] | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
@@ -101,10 +101,15 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         peft_config: Any = None,
     ):
         upstream.check_needs(upstream.HOOKS)
+        checks.check_hooks(type(self), ORPOTrainer)
         model_id = model if isinstance(model, str) else upstream.get_config_model_id(model.config)
-        args = args or ORPOConfig(f"{Path(model_id).name or 'model'}-ORPO")
-        checks.check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config)
+        args = ORPOConfig(f"{Path(model_id).name or 'model'}-ORPO") if args is None else ORPOConfig.of(args)
+        checks.check_arguments(
+            args, train_dataset, eval_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config
+        )
         checks.check_trackers(args)
+        if not isinstance(model, str):
+            checks.check_model(model, peft_config)
         processing_class = self._before_weights(model, model_id, args, processing_class)
         super().__init__(
             model=model,
@@ -130,9 +135,12 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         if isinstance(model, str):
             # SFTTrainer does this for DDP and DeepSpeed, but not for FSDP.
             args.model_init_kwargs = {**kwargs} | ({"device_map": None} if PartialState().num_processes > 1 else {})
+            checks.check_no_adapter(model, kwargs.get("revision"))
         if processing_class is None:
             processing_class = load_processor(model_id, kwargs.get("revision"), args.trust_remote_code)
         checks.check_tokenizer(processing_class, args)
+        if isinstance(model, str):
+            checks.check_decoder(load_config(model, kwargs.get("revision"), args.trust_remote_code))
         self.preparation_reports: dict[str, PreparationReport] = {}
         self.recipe = settings_as_recipe(args, model_id)
         return processing_class
@@ -142,7 +150,7 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         args = self.args
         checks.check_vocabulary(self.text_tokenizer, self.model.config, args)
         wanted = args.pair_layout if data_collator is None else getattr(data_collator, "layout", "padded")
-        self.layout, reason = choose_layout(self.model, wanted)
+        self.layout, reason = choose_layout(self.model, wanted, bool(args.neftune_noise_alpha))
         if reason and self.is_world_process_zero():
             logger.warning(reason)
         if data_collator is None:
@@ -157,6 +165,10 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         self._sampler_in_use: GlobalBatchSampler | None = None
 
     def _set_up_model(self) -> None:
+        checks.check_trainable(self.model)
+        evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        for name, dataset in {"train": self.train_dataset, **evaluated}.items():
+            checks.check_positions(self.model, dataset, name, self.args)
         if self.args.disable_dropout:
             disable_dropout(self.model)
         if self.args.device.type == "cpu":
@@ -178,8 +190,15 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
 
     def prepare_dataset(self, dataset, name, args):
         """Called by SFTTrainer for each dataset that it is given, at construction and by `evaluate`."""
+        checks.check_dataset(name, dataset)
         prepared, report = prepare_pairs(
-            dataset, self.text_tokenizer, PairRules.of(args), name, args.on_malformed, args.dataset_num_proc
+            dataset,
+            self.text_tokenizer,
+            PairRules.of(args),
+            name,
+            args.on_malformed,
+            args.on_unrendered,
+            args.dataset_num_proc,
         )
         if report is not None:
             self.preparation_reports[name] = report
@@ -202,10 +221,15 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
             return self._stream(dataset, self.args.eval_batch_size, self.data_collator, endless=False)
         return super().get_eval_dataloader(eval_dataset)
 
-    def _stream(self, dataset: IterableDataset, batch_size: int, collator, endless: bool) -> DataLoader:
+    def get_test_dataloader(self, test_dataset):
+        if isinstance(test_dataset, IterableDataset):
+            return self.get_eval_dataloader(test_dataset)
+        return super().get_test_dataloader(test_dataset)
+
+    def _stream(self, dataset: IterableDataset, batch_size: int, collator, endless: bool):
         # accelerate's loaders repeat rows, or give ranks different numbers of batches, where a stream ends.
         batches = StreamedBatches(dataset, batch_size, *self._ranks, endless)
-        return DataLoader(batches, batch_size=None, collate_fn=collator, num_workers=self.args.dataloader_num_workers)
+        return batches.loader(collator, self.args.dataloader_num_workers)
 
     def train_sampler(self, dataset):
         args, lengths = self.args, pair_lengths(dataset)
@@ -334,6 +358,12 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
     def evaluate(self, *args, **kwargs):
         with self._throughput.pausing():
             return super().evaluate(*args, **kwargs)
+
+    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
+        """Metrics of a dataset of any shape that `evaluate` takes. There are no predictions, for want of logits."""
+        prepared = self.prepare_dataset(test_dataset, metric_key_prefix, self.args)
+        with self._throughput.pausing():
+            return super().predict(prepared, ignore_keys, metric_key_prefix)
 
     def saving_checkpoint(self):
         return self._throughput.pausing()

@@ -3,37 +3,53 @@
 import logging
 from pathlib import Path
 
-from datasets import IterableDataset
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset, IterableDataset
 from transformers.integrations import is_tensorboard_available, is_trackio_available
 
 from orpo_trl.config import ORPOConfig
 from orpo_trl.pairs.preparation import PreparationReport
-from orpo_trl.pairs.prepare import NO_END_OF_SEQUENCE, column_names
+from orpo_trl.pairs.prepare import NO_END_OF_SEQUENCE, column_names, pair_lengths
 from orpo_trl.sampling import GlobalBatchSampler
+from orpo_trl.upstream import find_adapter_config_file
 
 logger = logging.getLogger(__name__)
+
+# Methods of `trl.experimental.orpo.ORPOTrainer` that nothing calls here, with what to do instead.
+TRL_HOOKS = {
+    "build_tokenized_answer": "override `prepare_dataset`, or pass rows of `prompt_ids`, `chosen_ids`, `rejected_ids`",
+    "tokenize_row": "override `prepare_dataset`, or pass rows of `prompt_ids`, `chosen_ids`, `rejected_ids`",
+    "concatenated_inputs": "pass a `data_collator`",
+    "odds_ratio_loss": "override `compute_loss`",
+    "get_batch_logps": "override `compute_loss`",
+    "concatenated_forward": "override `compute_loss`",
+    "get_batch_loss_metrics": "override `compute_loss` for the loss, `log` for the metrics",
+    "generate_from_model": "set `generate_during_eval`, or pass a callback that generates",
+    "store_metrics": "override `log`",
+}
 
 _TRACKERS = {"tensorboard": is_tensorboard_available, "trackio": is_trackio_available}
 
 
-def check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config) -> None:
-    if not isinstance(args, ORPOConfig):
-        raise TypeError(f"`args` must be an ORPOConfig, got {type(args).__name__}.")
+def check_arguments(
+    args, train_dataset, eval_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config
+) -> None:
     if compute_metrics is not None or preprocess_logits_for_metrics is not None:
         raise ValueError(
             "`compute_metrics` and `preprocess_logits_for_metrics` need logits, which ORPOTrainer never builds. "
             "Losses, log-probabilities, margins and accuracy of the pairs are logged without them."
         )
-    if getattr(peft_config, "is_prompt_learning", False):
-        raise ValueError(
-            f"`peft_config`: {type(peft_config).__name__} puts virtual tokens before the prompt, which pairs do not "
-            "support. Use an adapter on the weights, such as LoRA."
-        )
+    _check_adapter("peft_config", peft_config)
     template = args.chat_template_path
     if template is not None and template.endswith((".jinja", ".j2")) and not Path(template).is_file():
         raise FileNotFoundError(f"`chat_template_path`: the file {template!r} does not exist.")
     if train_dataset is None:
         raise ValueError("`train_dataset` is required.")
+    check_dataset("train", train_dataset)
+    if eval_dataset is not None:
+        for name, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}).items():
+            check_dataset(name, dataset)
     first = next(iter(train_dataset), None)
     if first is None:
         raise ValueError("The train dataset has no rows.")
@@ -46,6 +62,106 @@ def check_arguments(args, train_dataset, compute_metrics, preprocess_logits_for_
         raise ValueError(f"`train_sampling_strategy: {strategy}` needs all lengths; a stream is read in its order.")
     if "image" in first or "images" in first:
         raise ValueError("The train dataset has images; ORPOTrainer trains on text alone. Remove the column.")
+
+
+def check_dataset(name: str, dataset) -> None:
+    """Refuse rows that are not a Dataset or a stream.
+
+    Args:
+        name: `train`, `eval`, or that of one of several evaluation sets.
+        dataset: what the user gave.
+    """
+    if isinstance(dataset, (list, tuple)):
+        raise TypeError(f"The {name} dataset is a {type(dataset).__name__} of rows; pass `Dataset.from_list(rows)`.")
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        splits = f" Pass one of its splits: {', '.join(map(str, dataset))}." if isinstance(dataset, dict) else ""
+        raise TypeError(
+            f"The {name} dataset must be a `Dataset` or `IterableDataset`, got {type(dataset).__name__}.{splits}"
+        )
+
+
+def _check_adapter(argument: str, config) -> None:
+    if getattr(config, "is_prompt_learning", False):
+        raise ValueError(
+            f"`{argument}`: {type(config).__name__} puts virtual tokens before the prompt, which pairs do not support. "
+            "Use an adapter on the weights, such as LoRA."
+        )
+
+
+def check_hooks(trainer_class: type, our_class: type) -> None:
+    """A subclass written for TRL's ORPOTrainer would train without what it overrides."""
+    names = [name for name in TRL_HOOKS if hasattr(trainer_class, name) and not hasattr(our_class, name)]
+    if names:
+        lines = [f"  - `{name}`: {TRL_HOOKS[name]}" for name in names]
+        raise TypeError(
+            f"{trainer_class.__name__} has methods of TRL's ORPOTrainer that are never called here:\n"
+            + "\n".join(lines)
+        )
+
+
+def check_model(model, peft_config) -> None:
+    """Check a model that is given as an object, before its rows are prepared."""
+    check_decoder(model.config)
+    causal = model.get_base_model() if is_peft_model(model) else model
+    if causal.get_output_embeddings() is None:
+        raise ValueError(
+            f"`model` is a {type(causal).__name__}, which has no language-model head. Load it with "
+            "`AutoModelForCausalLM`."
+        )
+    for config in getattr(model, "peft_config", {}).values():
+        _check_adapter("model", config)
+    if peft_config is None:
+        check_trainable(model)
+
+
+def check_no_adapter(name: str, revision: str | None) -> None:
+    """SFTTrainer would look for a model's config in the adapter's folder."""
+    if find_adapter_config_file(name, revision=revision) is not None:
+        raise ValueError(
+            f"`model`: {name!r} is an adapter. To train it further, pass "
+            f"`AutoPeftModelForCausalLM.from_pretrained({name!r}, is_trainable=True)`. For a new adapter, name the "
+            "base model and pass a `peft_config`."
+        )
+
+
+def check_decoder(config) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"`model`: encoder-decoder models such as {config.model_type} are not supported.")
+
+
+def check_positions(model, dataset, name: str, args: ORPOConfig) -> None:
+    """Compare the longest row of a prepared dataset with the positions that the model knows."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None or dataset is None:
+        return
+    if isinstance(dataset, Dataset):
+        longest = int(pair_lengths(dataset).longest_row.max())
+        problem = f"The longest row of the {name} dataset has {longest:,} tokens"
+    else:
+        longest = args.max_length or positions + 1
+        problem = f"`max_length: {args.max_length}` lets rows of a stream be longer"
+    if longest <= positions:
+        return
+    text = f"{problem}, and the model has {positions:,} positions. Set `max_length: {positions}`"
+    # A table of learned positions has one more row or two in some models, such as OPT.
+    words = model.get_input_embeddings()
+    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding) and module is not words]
+    if any(positions <= table.num_embeddings <= positions + 2 for table in tables):
+        raise ValueError(f"{text}.")
+    logger.warning("%s, or extend them with `rope_scaling`: beyond them a model usually degrades.", text)
+
+
+def check_trainable(model) -> None:
+    if any(weight.requires_grad for weight in model.parameters()):
+        return
+    if is_peft_model(model):
+        what_to_do = (
+            "A loaded adapter is frozen: pass `is_trainable=True` to `PeftModel.from_pretrained`. A new one is frozen "
+            "where its config says so: set `inference_mode=False`."
+        )
+    else:
+        what_to_do = "Call `requires_grad_(True)` on those to train, or pass a `peft_config` to train an adapter."
+    raise ValueError(f"Every weight of `model` is frozen, so nothing would be trained. {what_to_do}")
 
 
 def check_trackers(args: ORPOConfig) -> None:

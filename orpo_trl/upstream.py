@@ -442,6 +442,10 @@ class HookedSFTTrainer(SFTTrainer):
         return self.eval_sampler(eval_dataset)
 
     def _run_epoch(self, model, epoch, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:
+            # A run that resumes at its last step. The Trainer looks at `max_steps` only after a step.
+            self.control.should_training_stop = True
+            return None
         self.begin_epoch(epoch)
         return super()._run_epoch(model, epoch, *args, **kwargs)
 

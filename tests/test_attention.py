@@ -492,3 +492,25 @@ def readme_table() -> str:
 @pytest.mark.skipif(not set(CONFIG_MAPPING) >= EXACT_MODEL_TYPES, reason="transformers has not all of the types yet")
 def test_readme_lists_the_models():
     assert readme_table() in (REPOSITORY / "README.md").read_text(), f"README.md should hold:\n{readme_table()}"
+
+
+@pytest.mark.parametrize(("alpha", "layout"), [(None, "shared_prefix"), (0.0, "shared_prefix"), (5.0, "padded")])
+def test_rows_are_padded_where_neftune_adds_noise(tokenizer, tmp_path, caplog, alpha, layout):
+    """Its noise is alpha / sqrt(width * hidden size): a packed row, as wide as all rows together, got too little."""
+    args = settings(tmp_path, neftune_noise_alpha=alpha, max_steps=1)
+    trainer = ORPOTrainer(tiny_model(), args, train_dataset=make_dataset(4), processing_class=tokenizer)
+    assert trainer.layout == layout
+    assert any("`neftune_noise_alpha`" in message for message in caplog.messages) == (layout == "padded")
+    widths = []
+    trainer.model.get_input_embeddings().register_forward_hook(lambda *hook: widths.append(hook[2].shape[:2]))
+    trainer.train()
+    assert (widths[0][0] > 1) == (layout == "padded")
+
+
+def test_neftune_with_a_collator_of_packed_rows_is_refused(tokenizer, tmp_path):
+    collator = PairCollator(tokenizer.pad_token_id, layout="shared_prefix")
+    with pytest.raises(ValueError, match=r"`neftune_noise_alpha` adds noise .* Set `pair_layout: padded`"):
+        ORPOTrainer(
+            tiny_model(), settings(tmp_path, neftune_noise_alpha=5.0), collator, make_dataset(4),
+            processing_class=tokenizer,
+        )  # fmt: skip

@@ -83,6 +83,10 @@ def test_every_argument_of_sft_is_known(tmp_path):
         ({"max_prompt_length": 0}, "`max_prompt_length` must be 1 or more"),
         ({"nll_reduction": "max_length", "max_length": None}, "`max_length` is None"),
         ({"pair_layout": "packed"}, "`pair_layout` must be one of auto, shared_prefix, padded, got 'packed'"),
+        (
+            {"neftune_noise_alpha": 5.0, "pair_layout": "shared_prefix"},
+            "`neftune_noise_alpha` adds noise by the width of a row",
+        ),
         ({"train_sampling_strategy": "sorted"}, "`train_sampling_strategy` must be one of auto, random, "),
         ({"max_tokens_per_micro_batch": 0}, "`max_tokens_per_micro_batch` must be 1 or more"),
         (

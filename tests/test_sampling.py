@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 from datasets import IterableDataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,6 +63,29 @@ def test_endless_stream_starts_again_and_is_never_short():
     stream = IterableDataset.from_generator(lambda: ({"row": k} for k in range(5)))
     batches = itertools.islice(StreamedBatches(stream, 2, endless=True), 4)
     assert [[row["row"] for row in batch] for batch in batches] == [[0, 1], [2, 3], [4, 0], [1, 2]]
+
+
+def _rows_of_shards(shards):
+    for shard in shards:
+        yield from ({"row": 10 * shard + k} for k in range(shard + 1))  # shards of 1, 2, 3, … rows
+
+
+def _visits_of_two_epochs(shards: int, workers: int, ranks: int) -> list[int]:
+    stream = IterableDataset.from_generator(_rows_of_shards, gen_kwargs={"shards": list(range(shards))})
+    epoch = shards * (shards + 1) // 2  # micro-batches of two epochs: one row each, or a row of each rank
+    loaders = [StreamedBatches(stream, 1, ranks, rank, endless=True).loader(list, workers) for rank in range(ranks)]
+    batches = [batch for loader in loaders for batch in itertools.islice(loader, 2 * epoch // ranks)]
+    return sorted(row["row"] for batch in batches for row in batch)
+
+
+@pytest.mark.parametrize(("shards", "workers", "ranks"), [
+    *itertools.product((1, 2, 3, 5), (0,), (1, 2)),
+    (1, 2, 1), (2, 4, 2), (3, 2, 1), (5, 4, 1),  # with worker processes
+])  # fmt: skip
+def test_each_row_of_a_sharded_stream_is_used_once_an_epoch(shards, workers, ranks):
+    """More workers than shards ended in "The stream has no row", and uneven shards repeated rows."""
+    rows = [row["row"] for row in _rows_of_shards(range(shards))]
+    assert _visits_of_two_epochs(shards, workers, ranks) == sorted(2 * rows)
 
 
 def test_full_micro_batches_hold_batch_size_rows_in_order():

@@ -19,6 +19,7 @@ from transformers import (
     MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    TrainerCallback,
 )
 
 from orpo_trl import ORPOConfig, ORPOTrainer
@@ -131,6 +132,47 @@ def test_logging_windows_are_weighted_over_their_steps(tokenizer, tmp_path):
     for name in PAIR_METRICS:
         assert window[0][name] == pytest.approx(whole[name].item(), rel=1e-5, abs=1e-6), name
     assert window[0]["loss"] == pytest.approx(sum(entry["loss"] for entry in each) / 6, rel=1e-5)
+
+
+def test_steps_after_the_last_logging_step_are_logged_at_the_end(tokenizer, tmp_path):
+    """5 steps with `logging_steps: 10` logged no metric."""
+    options = {"max_steps": 5, "train_sampling_strategy": "sequential"}
+    dataset = make_dataset(20)
+    each = train_logs(train(tiny_model(), tokenizer, dataset, tmp_path, logging_steps=1, **options))
+    for logging_steps, windows in ((10, [5]), (3, [3, 2])):
+        trainer = train(tiny_model(), tokenizer, dataset, tmp_path, logging_steps=logging_steps, **options)
+        logs, end = train_logs(trainer), 0
+        for entry, steps in zip(logs, windows, strict=True):
+            rows, end = each[end : end + steps], end + steps
+            assert entry["step"] == end
+            assert entry["num_tokens"] == rows[-1]["num_tokens"]
+            for name in ("loss", "rewards/margins", "log_odds_ratio"):
+                assert entry[name] == pytest.approx(sum(row[name] for row in rows) / steps, rel=1e-4), name
+        history = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        assert [entry["step"] for entry in history if "loss" in entry] == [entry["step"] for entry in logs]
+        assert "train_loss" in history[-1]
+
+
+def test_run_that_an_evaluation_stops_logs_its_last_steps(tokenizer, tmp_path):
+    class Stop(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+
+    trainer = ORPOTrainer(
+        tiny_model(), settings(tmp_path, max_steps=9, logging_steps=10, eval_strategy="steps", eval_steps=2),
+        train_dataset=make_dataset(8), eval_dataset=make_dataset(2), processing_class=tokenizer, callbacks=[Stop()],
+    )  # fmt: skip
+    trainer.train()
+    assert [entry["step"] for entry in train_logs(trainer)] == [2]
+
+
+@pytest.mark.parametrize("counted", ["all", "non_padding", True])
+def test_counting_input_tokens_leaves_the_lines_of_the_terminal(tokenizer, tmp_path, capsys, counted):
+    """The Trainer then adds `train_runtime` to each log, which was taken for the end of the run."""
+    train(tiny_model(), tokenizer, make_dataset(8), tmp_path, include_num_input_tokens_seen=counted)
+    output = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in output if line.startswith("train ")] == [["train", "1"], ["train", "2"]]
+    assert sum(line.startswith("Trained to step 2") for line in output) == 1
 
 
 def test_evaluation_counts_every_row_once(tokenizer, tmp_path):
@@ -273,7 +315,7 @@ def test_non_finite_step_is_named_and_left_out_of_the_means(tokenizer, tmp_path,
     assert torch.tensor(entry["loss"]).isnan()
     assert torch.tensor(trainer.state.log_history[-1]["train_loss"]).isnan()
     assert entry["nll_loss"] == pytest.approx(train_logs(first)[0]["nll_loss"], rel=1e-6)
-    (message,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    (message,) = [text for text in caplog.messages if "between steps" in text]
     assert "between steps 1 and 2" in message
     assert "nll_loss in 1 micro-batches" in message
 
@@ -417,6 +459,24 @@ def test_resumed_run_ends_where_the_whole_run_does(tokenizer, tmp_path):
         torch.testing.assert_close(resumed.model.state_dict()[name], weight, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize("start", [2, 4])
+def test_resumed_run_of_four_steps_trains_none_more(tokenizer, tmp_path, is_stream, start):
+    """The Trainer looks at `max_steps` after a step: a run that resumed at its last one trained one more."""
+    rows = make_rows(12)  # 3 steps an epoch
+    dataset = IterableDataset.from_generator(lambda: iter(rows)) if is_stream else Dataset.from_list(rows)
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = train(tiny_model(), tokenizer, dataset, tmp_path, **options)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / f"checkpoint-{start}")
+    resumed = ORPOTrainer(
+        model, settings(tmp_path / "again", **options), train_dataset=dataset, processing_class=tokenizer
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{start}"))
+    assert resumed.state.global_step == 4
+    for name, weight in whole.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], weight, rtol=1e-6, atol=1e-7)
+
+
 def test_gradient_checkpointing_changes_nothing(tokenizer, tmp_path):
     plain = train(tiny_model(), tokenizer, make_dataset(8), tmp_path)
     for reentrant in (True, False):
@@ -552,13 +612,6 @@ def test_stream_without_a_usable_row_or_a_pair_is_reported(tokenizer, tmp_path, 
     empty = [{**row, "chosen": ""} for row in rows]
     with pytest.raises(ValueError, match="no row that can be trained on"):
         train(tiny_model(), tokenizer, IterableDataset.from_generator(lambda: iter(empty)), tmp_path, max_steps=1)
-
-
-def test_args_of_another_class_are_refused(tokenizer, tmp_path):
-    from trl import SFTConfig
-
-    with pytest.raises(TypeError, match="ORPOConfig, got SFTConfig"):
-        ORPOTrainer(tiny_model(), SFTConfig(str(tmp_path), use_cpu=True), train_dataset=make_dataset(4))
 
 
 def test_tokenizer_without_end_of_sequence_is_refused_before_the_weights_are_loaded(tokenizer, tmp_path):

@@ -4,6 +4,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback, WandbCallback
 
 from orpo_trl.callbacks.findings import FindingWarnings
+from orpo_trl.callbacks.last_log import LastLog
 from orpo_trl.callbacks.record import RunRecord
 from orpo_trl.callbacks.samples import SampleCompletions
 from orpo_trl.callbacks.terminal import TerminalProgress
@@ -25,4 +26,4 @@ def standard_callbacks(trainer) -> list[TrainerCallback]:
     found.append(RunRecord(trainer))  # after the trackers, whose runs it records
     if trainer.args.generate_during_eval:
         found.append(SampleCompletions(trainer))
-    return [*found, FindingWarnings(trainer.args.beta)]
+    return [*found, FindingWarnings(trainer.args.beta), LastLog()]

@@ -48,7 +48,8 @@ class TerminalProgress(ProgressCallback):
         if not state.is_world_process_zero:
             return
         logs = {name: value for name, value in (logs or {}).items() if name != "total_flos"}
-        if "train_runtime" in logs:
+        # With `include_num_input_tokens_seen`, each log of a window has `train_runtime` too.
+        if "train_runtime" in logs and "loss" not in logs:
             tqdm.write(_closing_line(state.global_step, logs))
             return
         found = prefixes(logs)

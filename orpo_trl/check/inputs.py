@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
 from orpo_trl.attention import why_not_exact
 from orpo_trl.check.results import CheckOptions, DataResult, Failed, ModelResult, RecipeResult, Skipped
@@ -14,18 +14,22 @@ from orpo_trl.check.scored_tokens import show_pair
 from orpo_trl.model import load_tokenizer, model_init_kwargs, model_name, settle_tokenizer
 from orpo_trl.pairs.load import load_pairs
 from orpo_trl.pairs.preparation import PreparationReport
-from orpo_trl.pairs.prepare import pair_lengths, prepare_pairs
+from orpo_trl.pairs.prepare import UNRENDERED_ADVICE, pair_lengths, prepare_pairs
+from orpo_trl.pairs.rendering import render
+from orpo_trl.pairs.rows import REASONING_KEYS, ChatPair, RowError
 from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.recipe.parse import build_settings, load_recipe
 
 # Rows to prepare without `--full`, chosen at random.
 SAMPLE = 2_000
+_SYSTEM = {"role": "system", "content": "Count with care."}
 _TALK = [
     {"role": "user", "content": "What is 1 + 1?"},
     {"role": "assistant", "content": "It is 2."},
     {"role": "user", "content": "And 2 + 2?"},
 ]
 _ANSWER = {"role": "assistant", "content": "That is 4."}
+_THOUGHTS = "Two and two make four."
 
 
 def check_recipe(options: CheckOptions) -> Iterator[str | RecipeResult]:
@@ -75,7 +79,7 @@ def check_model(options: CheckOptions, recipe: RecipeResult) -> Iterator[str | M
         model = AutoModelForCausalLM.from_config(
             config, trust_remote_code=training.trust_remote_code, attn_implementation=attention
         )
-    why_padded = why_not_exact(model)
+    why_padded = why_not_exact(model, bool(training.neftune_noise_alpha))
     weights = sum(weight.numel() for weight in model.parameters())
     yield f"{config.model_type}, {weights:,} weights"
     tokenizer = load_tokenizer(arguments, training.trust_remote_code)
@@ -133,6 +137,34 @@ def check_template(options: CheckOptions, model: ModelResult) -> Iterator[str]:
             "model would not learn to stop. Set `eos_token` to the token that ends a turn."
         )
     yield f"prompt, answer and end-of-sequence token {tokenizer.eos_token!r} come back as they were"
+    yield from _check_all_words(tokenizer)
+
+
+def _check_all_words(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Whether the template renders each turn of a longer conversation, or refuses it by an error."""
+    try:
+        lost = render(ChatPair([_SYSTEM, *_TALK], [_ANSWER], None), tokenizer).losses
+    except RowError as error:
+        yield f"the template refuses a system turn: a row with one is malformed ({error.received:.80})"
+    else:
+        if lost:
+            words = "\n".join(f"{kind}: {words!r}" for kind, words in lost)
+            raise Failed(f"The template leaves out words of a conversation, and says nothing:\n{words}")
+        yield "system, user and assistant turns are rendered whole, with and without an answer"
+    # Templates have one name or another for thoughts. One that knows none of them trains answers without.
+    known = [name for name in REASONING_KEYS if _renders_thoughts(tokenizer, {**_ANSWER, name: _THOUGHTS})]
+    yield (
+        f"thoughts of an answer: rendered from {', '.join(f'`{name}`' for name in known)}"
+        if known
+        else ("thoughts of an answer: the template renders none")
+    )
+
+
+def _renders_thoughts(tokenizer: PreTrainedTokenizerBase, answer: dict) -> bool:
+    try:
+        return not render(ChatPair(_TALK, [answer], None), tokenizer).losses
+    except RowError:
+        return False
 
 
 def check_data(options: CheckOptions, recipe: RecipeResult, model: ModelResult) -> Iterator[str | DataResult]:
@@ -144,7 +176,9 @@ def check_data(options: CheckOptions, recipe: RecipeResult, model: ModelResult) 
     sets = {"train": train, **(test if isinstance(test, dict) else {"eval": test} if with_test else {})}
     for name, rows in sets.items():
         sample, total = _sample(rows, options.full, training.seed)
-        pairs, report = prepare_pairs(sample, model.tokenizer, rules, name, training.on_malformed)
+        pairs, report = prepare_pairs(
+            sample, model.tokenizer, rules, name, training.on_malformed, training.on_unrendered
+        )
         if total is None:
             yield f"{name}: the first {len(sample):,} rows of a stream"
         elif len(sample) < total:
@@ -154,6 +188,10 @@ def check_data(options: CheckOptions, recipe: RecipeResult, model: ModelResult) 
             num_pairs = round(report.kept * (total or len(sample)) / len(sample))
             yield DataResult(pairs, pair_lengths(pairs), num_pairs, is_stream=total is None)
             _check_training_pairs(recipe, report, is_stream=total is None)
+        if report is not None and report.losses and training.on_unrendered == "warn":
+            raise Failed(
+                "\n".join(["The chat template leaves out words of the rows:", *report.losses, UNRENDERED_ADVICE])
+            )
 
 
 def _sample(rows: Dataset | IterableDataset, full: bool, seed: int) -> tuple[Dataset, int | None]:

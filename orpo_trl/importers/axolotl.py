@@ -7,7 +7,7 @@ from typing import Any
 
 from orpo_trl.importers.conversions import TRL_OBJECTIVE, convert_shared, entries_of, labelled, modules, set_datasets
 from orpo_trl.importers.draft import Draft, Tool
-from orpo_trl.importers.foreign_keys import CONVERTED, DROPPED, FLASH, RENAMED
+from orpo_trl.importers.foreign_keys import CONVERTED, DROPPED, RENAMED
 
 _RENAMED = {
     "base_model": "model_name_or_path",
@@ -26,7 +26,14 @@ _RENAMED = {
     "wandb_mode": "wandb_mode",
     "mlflow_run_name": "run_name",
 }
+_ATTENTION = {
+    "sdp_attention": "sdpa",
+    "eager_attention": "eager",
+    "flex_attention": "flex_attention",
+    "flash_attention": "flash_attention_2",
+}
 _CONVERTED = {
+    **{key: ("attn_implementation", f"true is {name}") for key, name in _ATTENTION.items()},
     "rl": (None, "every recipe is ORPO's"),
     "trl": (None, "`trl.beta` is `beta`"),
     "rl_beta": ("beta", ""),
@@ -39,9 +46,6 @@ _CONVERTED = {
     "bfloat16": ("dtype", "true is bfloat16"),
     "fp16": ("fp16", ""),
     "float16": ("dtype", "true is float16"),
-    "sdp_attention": ("attn_implementation", "true is sdpa"),
-    "eager_attention": ("attn_implementation", "true is eager"),
-    "flex_attention": ("attn_implementation", "true is flex_attention"),
     "chat_template": ("chat_template_path", "a .jinja file; unset, the tokenizer's own"),
     "chat_template_jinja": ("chat_template_path", "a .jinja file"),
     "special_tokens": (None, "`pad_token` and `eos_token` are keys"),
@@ -68,7 +72,7 @@ _DROPPED = {
     **dict.fromkeys(("model_type", "type_of_model", "tokenizer_type", "processor_type", "base_model_config"), _CLASSES),
     **dict.fromkeys(("sample_packing", "eval_sample_packing", "pad_to_sequence_len", "batch_flattening"), _PACKING),
     **dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"), _KERNELS),
-    **dict.fromkeys(("flash_attention", "xformers_attention"), FLASH),
+    "xformers_attention": "on CUDA, attention is one call of torch's variable-length kernel",
     "dataset_prepared_path": "rows are tokenised anew in each run",
     "max_prompt_len": "axolotl drops pairs above sequence_len, so that this cuts nothing",
     "train_on_inputs": "`nll_scope` says whether the NLL covers the prompt",
@@ -112,6 +116,9 @@ _TEMPLATE = (
     "`chat_template_path` names"
 )
 _KNOWN_TYPES = ("chat_template.argilla", "chat_template.argilla_chat", "orpo.chat_template", "chat_template")
+
+# Types whose columns have fixed names.
+_OWN_COLUMNS = ("chat_template.argilla", "orpo.chat_template")
 
 
 def _check(values: dict[str, Any]) -> str | None:
@@ -186,7 +193,7 @@ def _convert_model(draft: Draft) -> None:
         draft.default("bnb_4bit_quant_type", "nf4")
         draft.default("use_bnb_nested_quant", True)
     _convert_precision(draft)
-    for key, name in (("sdp_attention", "sdpa"), ("eager_attention", "eager"), ("flex_attention", "flex_attention")):
+    for key, name in _ATTENTION.items():
         if draft.flag(key):
             draft.set("attn_implementation", name, key)
     tokens = draft.take("special_tokens", dict, "a mapping", {})
@@ -196,7 +203,7 @@ def _convert_model(draft: Draft) -> None:
         elif token is not None:
             draft.drop("special_tokens", "no tokens are added; change the tokenizer first", (name,))
     draft.silent("adapter", "lora_target_linear", "load_in_4bit", "special_tokens")
-    draft.silent("sdp_attention", "eager_attention", "flex_attention")
+    draft.silent(*_ATTENTION)
 
 
 def _convert_precision(draft: Draft) -> None:
@@ -234,7 +241,7 @@ def _convert_data(draft: Draft) -> None:
     known = [entry for entry in sources if isinstance(entry, dict) and entry.get("type") in _KNOWN_TYPES]
     entries = entries_of(draft, "datasets", {**_ENTRY, "type": "type"}, _ENTRY_DROPPED)
     for index, entry in enumerate(entries):
-        _name_columns(entry)
+        _name_columns(draft, "datasets", index, entry)
         kind = entry.pop("type", None)
         if kind is not None and sources[index] not in known:
             draft.drop("datasets", _ENTRY_DROPPED["type"], (index, "type"))
@@ -248,9 +255,13 @@ def _convert_data(draft: Draft) -> None:
     )
 
 
-def _name_columns(entry: dict[str, Any]) -> None:
+def _name_columns(draft: Draft, key: str, index: int, entry: dict[str, Any]) -> None:
     columns = {side: entry.pop(side) for side in ("chosen", "rejected") if side in entry}
-    if columns:
+    if entry.get("type") in _OWN_COLUMNS:  # without `columns`, every column of a pair is read, `system` among them
+        for side in columns:
+            text = f"axolotl's type {entry['type']} reads chosen, rejected and system, whatever this says; left out"
+            draft.drop(key, text, (index, f"field_{side}"))
+    elif columns:
         entry["columns"] = {"chosen": "chosen", "rejected": "rejected", **columns}
 
 
@@ -288,8 +299,8 @@ def _convert_schedule(draft: Draft) -> None:
 
 def _convert_evaluation(draft: Draft) -> None:
     tests = entries_of(draft, "test_datasets", {**_ENTRY, "type": "type"}, _ENTRY_DROPPED)
-    for entry in tests:
-        _name_columns(entry)
+    for index, entry in enumerate(tests):
+        _name_columns(draft, "test_datasets", index, entry)
         entry.pop("type", None)
     size = draft.number("val_set_size", 0)
     if tests:
@@ -340,7 +351,7 @@ AXOLOTL = Tool(
     dropped={**DROPPED, **_DROPPED},
     switches=frozenset(
         "sample_packing eval_sample_packing pad_to_sequence_len batch_flattening lora_mlp_kernel lora_qkv_kernel "
-        "lora_o_kernel flash_attention xformers_attention strict gptq relora train_on_inputs skip_prepare_dataset "
+        "lora_o_kernel xformers_attention strict gptq relora train_on_inputs skip_prepare_dataset "
         "dataset_exact_deduplication auto_resume_from_checkpoints remove_unused_columns lora_fan_in_fan_out "
         "hf_use_auth_token do_train do_eval do_predict packing".split()
     ),

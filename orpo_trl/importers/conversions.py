@@ -6,6 +6,10 @@ from typing import Any
 from orpo_trl.importers.draft import Draft, is_empty
 
 TRL_OBJECTIVE = "TRL's objective"
+FLASH = (
+    "attn_implementation: a flash attention needs its package. Without this key, attention on CUDA is one call of "
+    "torch's own variable-length kernel, which is as exact and needs none."
+)
 ROWS_DROPPED = (
     "Rows whose chosen response equals the rejected one, or where either side is empty, are dropped here and counted."
 )
@@ -28,6 +32,8 @@ def convert_shared(draft: Draft) -> None:
         if draft.settings.get(key) is False:  # `no` in YAML 1.1
             draft.settings[key] = "no"
     _convert_sharding(draft)
+    if str(draft.settings.get("attn_implementation")).startswith("flash_attention"):
+        draft.differs(FLASH, draft.origins.get("attn_implementation", "attn_implementation"))
 
 
 def _convert_sharding(draft: Draft) -> None:

@@ -43,11 +43,6 @@ DROPPED = {
     "fp16_opt_level": "transformers no longer has it",
 }
 
-FLASH = (
-    "not needed: on CUDA, attention is one call of torch's variable-length kernel; `attn_implementation: "
-    "flash_attention_2` takes the flash-attn package instead"
-)
-
 # Arguments of the authors' main.py that have another name here.
 AUTHORS_NAMES = {
     "model_name": "model_name_or_path",

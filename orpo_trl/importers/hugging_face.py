@@ -9,7 +9,7 @@ from typing import Any
 
 from orpo_trl.importers.conversions import TRL_OBJECTIVE, convert_shared, labelled, set_datasets
 from orpo_trl.importers.draft import Draft, Tool
-from orpo_trl.importers.foreign_keys import CONVERTED, DROPPED, FLASH, RENAMED
+from orpo_trl.importers.foreign_keys import CONVERTED, DROPPED, RENAMED
 
 _RENAMED = {"streaming": "dataset_streaming"}
 _TRL_CONVERTED = {
@@ -102,9 +102,8 @@ def _convert_trl(draft: Draft) -> None:
 
 def _convert_handbook(draft: Draft) -> None:
     if draft.flag("use_flash_attention_2"):
-        draft.drop("use_flash_attention_2", FLASH)
-    else:
-        draft.silent("use_flash_attention_2")
+        draft.set("attn_implementation", "flash_attention_2", "use_flash_attention_2")
+    draft.silent("use_flash_attention_2")
     _convert_template(draft)
     _convert_trl(draft)
     evaluates = draft.settings.get("eval_strategy", "no") != "no"

@@ -7,7 +7,7 @@ from typing import Any
 
 from orpo_trl.importers.conversions import convert_shared, labelled, modules, set_datasets
 from orpo_trl.importers.draft import Draft, Tool
-from orpo_trl.importers.foreign_keys import CONVERTED, DROPPED, FLASH, RENAMED
+from orpo_trl.importers.foreign_keys import CONVERTED, DROPPED, RENAMED
 
 _RENAMED = {
     "preprocessing_num_workers": "dataset_num_proc",
@@ -23,6 +23,7 @@ _CONVERTED = {
     "pref_loss": (None, "every recipe is ORPO's"),
     "pref_beta": ("beta", ""),
     "orpo_beta": ("beta", ""),
+    "pref_ftx": ("beta", "the NLL counts 1 + pref_ftx times: beta is pref_beta / (1 + pref_ftx)"),
     "finetuning_type": ("use_peft", "true for lora"),
     "lora_target": ("lora_target_modules", "all is all-linear"),
     "lora_alpha": ("lora_alpha", ""),
@@ -32,12 +33,13 @@ _CONVERTED = {
     "dataset": ("dataset_name", "a Hub id, folder or file"),
     "eval_dataset": ("eval_datasets", "a mapping of labels to sources"),
     "val_size": ("test_split_size", "with `eval_strategy`"),
-    "flash_attn": ("attn_implementation", "sdpa, eager or flash_attention_2"),
+    "flash_attn": ("attn_implementation", "sdpa, eager, flash_attention_2 or flash_attention_3"),
     "disable_gradient_checkpointing": ("gradient_checkpointing", "with the opposite value"),
     "disable_shuffling": ("train_sampling_strategy", "sequential"),
     "pure_bf16": ("dtype", "bfloat16, with `bf16: true`"),
     "bf16": ("bf16", ""),
 }
+_ATTENTION = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
 _OTHER_LOSSES = "a setting of other preference losses"
 _OPTIMISER = "an optimiser of LLaMA-Factory; `optim` takes those of transformers"
 _SWANLAB = "set `report_to: swanlab`, and swanlab's settings by environment variables"
@@ -57,7 +59,6 @@ _DROPPED = {
     "template": "LLaMA-Factory has templates of its own; here the tokenizer's is used, or that of `chat_template_path`",
     "dataset_dir": "`dataset_name` and `datasets` name each source itself",
     "max_samples": "all rows are used; `weight` in `datasets` takes a share of a source's",
-    "pref_ftx": "the NLL has the weight 1 that it has in ORPO",
     "train_on_prompt": "`nll_scope: sequence` lets the NLL cover the prompt",
     "mask_history": "the response is the last answer alone",
     "mix_strategy": "sources are joined; `weight` in `datasets` says how often each one's rows are used",
@@ -101,10 +102,7 @@ def _check(values: dict[str, Any]) -> str | None:
 
 def _convert(draft: Draft) -> None:
     draft.silent("stage", "pref_loss")
-    for key in ("pref_beta", "orpo_beta"):
-        if draft.has(key):
-            draft.set("beta", draft.number(key), key)
-    draft.default("beta", 0.1)
+    _convert_weights(draft)
     draft.set("nll_scope", "completion", why="LLaMA-Factory's objective")
     draft.set("nll_reduction", "sequence_mean", why="LLaMA-Factory's objective")
     draft.differs(
@@ -121,6 +119,29 @@ def _convert(draft: Draft) -> None:
     if draft.flag("disable_shuffling"):
         draft.set("train_sampling_strategy", "sequential", "disable_shuffling")
     draft.silent("disable_shuffling")
+
+
+def _convert_weights(draft: Draft) -> None:
+    """LLaMA-Factory's loss is (1 + pref_ftx) · NLL + pref_beta · L_OR; ours gives the NLL the weight 1."""
+    extra = draft.number("pref_ftx") or 0.0
+    weighs = extra > 1e-6  # LLaMA-Factory leaves out a weight below
+    nll = 1 + extra if weighs else 1
+    factor = ("pref_ftx",) if weighs else ()
+    for key in ("pref_beta", "orpo_beta"):
+        value = draft.number(key)
+        if value is not None:
+            draft.set("beta", value / nll, key, *factor)
+    if weighs and "beta" not in draft.settings:
+        draft.set("beta", 0.1 / nll, *factor)
+    draft.default("beta", 0.1)
+    if weighs:
+        draft.differs(
+            f"pref_ftx: LLaMA-Factory adds it to the NLL's weight, so that beta is pref_beta / (1 + pref_ftx) = "
+            f"{draft.settings['beta']:.4g}. LLaMA-Factory's whole loss is {nll:g} times this one: a step of AdamW does "
+            "not depend on that, but the gradient norm that `max_grad_norm` cuts does.",
+            "pref_ftx",
+        )
+    draft.silent("pref_ftx")
 
 
 def _convert_lora(draft: Draft) -> None:
@@ -172,10 +193,10 @@ def _convert_precision(draft: Draft) -> None:
         draft.default("gradient_checkpointing", True)
     attention = draft.take("flash_attn", (str, bool), "auto, disabled, sdpa, fa2 or fa3")
     attention = {True: "fa2", False: "auto"}.get(attention, attention)
-    if attention in ("sdpa", "disabled"):
-        draft.set("attn_implementation", "sdpa" if attention == "sdpa" else "eager", "flash_attn")
+    if attention in _ATTENTION:
+        draft.set("attn_implementation", _ATTENTION[attention], "flash_attn")
     elif attention not in (None, "auto"):
-        draft.drop("flash_attn", FLASH)
+        draft.drop("flash_attn", "expected auto, disabled, sdpa, fa2 or fa3; left out")
     else:
         draft.silent("flash_attn")
     draft.silent("bf16", "pure_bf16", "disable_gradient_checkpointing")

@@ -1,5 +1,7 @@
 """Names of datasets, as a recipe gives them, to datasets whose rows know where they come from."""
 
+import csv
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +16,9 @@ from orpo_trl.pairs.rows import ROW_COLUMNS
 # Columns that name the origin of a row in errors and reports. Row numbers count from 0.
 SOURCE_COLUMN = "orpo_source"
 ROW_COLUMN = "orpo_row"
+# Names of the source's columns that were not read, with commas between them.
+UNREAD_COLUMN = "orpo_unread"
+ORIGIN_COLUMNS = (SOURCE_COLUMN, ROW_COLUMN, UNREAD_COLUMN)
 
 Rows: TypeAlias = Dataset | IterableDataset
 
@@ -107,48 +112,85 @@ def _load_source(entry: DatasetSource, streaming: bool) -> Rows:
             dataset = dataset.to_iterable_dataset() if streaming else dataset
         elif (local / "dataset_dict.json").exists():
             dataset = datasets.load_from_disk(str(local))[split]
+        elif files := _csv_files(local):
+            options = {"data_dir": str(local), **options, **_csv_options(files[0])}
+            dataset = datasets.load_dataset("csv", split=split, streaming=streaming, **options)
         else:
             dataset = datasets.load_dataset(
                 str(local) if local.is_dir() else path, split=split, streaming=streaming, **options
             )
+        has = dataset.column_names or list(next(iter(dataset), {}))
     except (ValueError, KeyError, StopIteration, DatasetGenerationError) as error:
         reason = error.__cause__ or error
         reason = "it has no rows" if isinstance(reason, StopIteration) else reason
         raise ValueError(f"The split {split!r} of the dataset {path!r} could not be loaded: {reason}") from error
-    dataset = _choose_columns(dataset, entry)
-    return _note_origin(dataset, path if split == "train" else f"{path}:{split}")
+    dataset, unread = _choose_columns(dataset, entry, has)
+    return _note_origin(dataset, path if split == "train" else f"{path}:{split}", ",".join(unread))
 
 
-def _choose_columns(dataset: Rows, entry: DatasetSource) -> Rows:
-    has = dataset.column_names
-    columns = entry.get("columns") or [column for column in has or [] if column in ROW_COLUMNS]
-    theirs = list(columns.values()) if isinstance(columns, dict) else columns
-    missing = [column for column in theirs if has is not None and column not in has]
+def _choose_columns(dataset: Rows, entry: DatasetSource, has: list[str]) -> tuple[Rows, list[str]]:
+    """The columns that rows are read from, under our names, and those that are left: `columns` of the entry, or all
+    that a row may use. `has`: the columns of the dataset, which a stream may not know."""
+    columns = entry.get("columns") or _readable(has)
+    ours, theirs = list(columns), list(columns.values()) if isinstance(columns, dict) else list(columns)
+    missing = [column for column in theirs if has and column not in has]
     if missing:
         raise ValueError(
-            f"The dataset {entry['path']!r} has no column {', '.join(f'`{column}`' for column in missing)}, which "
-            f"`columns` names; it has {', '.join(f'`{column}`' for column in has or [])}."
+            f"The dataset {entry['path']!r} has no column {_quoted(missing)}, which `columns` names; it has "
+            f"{_quoted(has)}."
+        )
+    foreign = [column for column in ours if column not in ROW_COLUMNS]
+    if foreign:
+        raise ValueError(
+            f"`columns` of the dataset {entry['path']!r} names {_quoted(foreign)}, which nothing reads; the columns of "
+            f"a row are {_quoted(ROW_COLUMNS)}. Write `our_name: name_in_the_file`."
         )
     if theirs:
         dataset = dataset.select_columns(theirs)
     if isinstance(columns, dict):
         dataset = dataset.rename_columns({their: our for our, their in columns.items() if their != our})
-    return dataset
+    return dataset, [column for column in has if column not in theirs]
+
+
+def _readable(has: list[str]) -> list[str]:
+    """Those of a source's columns that rows are read from. Beside `chosen`, those of other tools' rows are not."""
+    others = ("messages", "rejected_response", "rejected_messages") if "chosen" in has else ()
+    return [column for column in has if column in ROW_COLUMNS and column not in others]
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _csv_files(folder: Path) -> list[Path]:
+    """The files of a local folder whose data is CSV."""
+    files = [path for path in folder.rglob("*") if path.suffix in _BUILDERS] if folder.is_dir() else []
+    return [] if any(path.suffix != ".csv" for path in files) else files
+
+
+def _csv_options(path: Path) -> dict[str, Any]:
+    """Reads each cell as text, whatever it looks like, and an empty one as absent."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        names = next(csv.reader(file), [])
+    features = datasets.Features({name: datasets.Value("string") for name in names})
+    return {"features": features, "keep_default_na": False, "na_values": [""]}
 
 
 def _load_file(path: Path, split: str, streaming: bool) -> Rows:
     builder = _BUILDERS.get(path.suffix)
     if builder is None:
         raise ValueError(f"expected a file ending in {', '.join(_BUILDERS)}")
-    return datasets.load_dataset(builder, data_files={"train": str(path)}, split=split, streaming=streaming)
+    options = _csv_options(path) if builder == "csv" else {}
+    return datasets.load_dataset(builder, data_files={"train": str(path)}, split=split, streaming=streaming, **options)
 
 
-def _note_origin(dataset: Rows, source: str) -> Rows:
+def _note_origin(dataset: Rows, source: str, unread: str) -> Rows:
     if isinstance(dataset, IterableDataset):
-        return dataset.map(_origin, with_indices=True, fn_kwargs={"source": source})
+        return dataset.map(_origin, with_indices=True, fn_kwargs={"source": source, "unread": unread})
     dataset = dataset.add_column(SOURCE_COLUMN, [source] * len(dataset))
+    dataset = dataset.add_column(UNREAD_COLUMN, [unread] * len(dataset))
     return dataset.add_column(ROW_COLUMN, list(range(len(dataset))))
 
 
-def _origin(row: dict, index: int, source: str) -> dict:
-    return {SOURCE_COLUMN: source, ROW_COLUMN: index}
+def _origin(row: dict, index: int, source: str, unread: str) -> dict:
+    return {SOURCE_COLUMN: source, ROW_COLUMN: index, UNREAD_COLUMN: unread}

@@ -1,11 +1,30 @@
 """What preparation made of a dataset: counts by source and reason, and token statistics."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import cast
 
 import numpy as np
 
+from orpo_trl.pairs.remarks import is_fault, is_loss
+
 # Row numbers listed per reason; the rest are counted.
 MAX_LISTED = 5
+
+
+@dataclass
+class Remark:
+    """Rows of a source with the same remark, such as "system text lost".
+
+    Attributes:
+        count: number of rows.
+        row: number of the first.
+        words: what the chat template left out of that row; empty where the remark is about something else.
+    """
+
+    count: int
+    row: int
+    words: str
 
 
 @dataclass
@@ -20,6 +39,9 @@ class SourceReport:
     cut_chosen: int = 0
     cut_rejected: int = 0
     prompt_changed: int = 0
+    text_rows: int = 0
+    remarks: dict[str, "Remark"] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
 
     @property
     def kept(self) -> int:
@@ -60,6 +82,25 @@ class PreparationReport:
     def kept(self) -> int:
         return sum(source.kept for source in self.sources.values())
 
+    @property
+    def faults(self) -> list[str]:
+        """A sentence for each remark that is worth a warning: how many rows, and the first of them."""
+        return self._remarks(is_fault)
+
+    @property
+    def losses(self) -> list[str]:
+        """Those of `faults` that name words which the chat template left out."""
+        return self._remarks(is_loss)
+
+    def _remarks(self, is_meant: Callable[[str], bool]) -> list[str]:
+        return [
+            f"{name}: {kind} in {remark.count:,} row{'s' if remark.count > 1 else ''}, first in row {remark.row}"
+            + (f": {remark.words!r}" if remark.words else "")
+            for name, source in self.sources.items()
+            for kind, remark in source.remarks.items()
+            if is_meant(kind)
+        ]
+
     def to_dict(self) -> dict:
         return asdict(self)
 
@@ -67,6 +108,8 @@ class PreparationReport:
     def from_dict(cls, values: dict) -> "PreparationReport":
         """The report that `to_dict` was called on."""
         sources = {name: SourceReport(**source) for name, source in values["sources"].items()}
+        for source in sources.values():
+            source.remarks = {kind: Remark(**remark) for kind, remark in cast(dict, source.remarks).items()}
         tokens = {part: LengthStats(**stats) for part, stats in values["tokens"].items()}
         return cls(values["name"], sources, tokens)
 
@@ -88,6 +131,12 @@ class PreparationReport:
                 )
             if source.prompt_changed:
                 lines.append(f"    prompt shortened where its tokens merge with a response: {source.prompt_changed:,}")
+            if source.text_rows:
+                lines.append(f"    text, trained as it stands: {source.text_rows:,} rows")
+            for kind, remark in source.remarks.items():
+                lines.append(f"    {kind}: {remark.count:,} (first in row {remark.row})")
+            if source.unread:
+                lines.append(f"    columns that nothing reads: {', '.join(source.unread)}")
         lines.append(f"  {'tokens':<10}{'mean':>8}{'median':>8}{'95 %':>8}{'max':>8}{'total':>14}")
         for part, stats in self.tokens.items():
             lines.append(

@@ -38,7 +38,7 @@ _TURN_COLUMNS = ("prompt", "chosen", "rejected", "conversations", "messages", "r
 _QUESTIONS = ("instruction", "question", "input")
 _MARKERS = ("<image>", "<video>", "<audio>")
 # Where templates and data sets keep the reasoning of an answer.
-_REASONING = ("reasoning_content", "thinking", "reasoning")
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _HUMAN = "\n\nHuman:"
 _ASSISTANT = "\n\nAssistant:"
 
@@ -87,7 +87,7 @@ def is_empty(response: str | Messages) -> bool:
     if isinstance(response, str):
         return not response.strip()
     last = response[-1]
-    texts = (last.get(name) for name in ("content", *_REASONING))
+    texts = (last.get(name) for name in ("content", *REASONING_KEYS))
     return not last.get("tool_calls") and not any(isinstance(text, str) and text.strip() for text in texts)
 
 
@@ -130,7 +130,11 @@ def row_to_pair(row: Mapping[str, Any], strings_as_messages: bool = False, promp
         return replace(pair, read=read, notes=_notes((pair.prompt, pair.chosen, pair.rejected or "")))
     pair = _with_earlier_turns(row, pair, prompt_turns)
     turns = (*pair.prompt, *pair.chosen, *(pair.rejected or ()))
-    notes = _notes(turn.get("content") or "" for turn in turns)
+    texts = [turn.get("content") or "" for turn in turns]
+    notes = _notes(texts)
+    prompt = row.get("prompt")
+    if isinstance(prompt, str) and not any(prompt.strip() in text for text in texts):
+        notes += ("`prompt` is not read: it stands nowhere in the turns beside it",)
     return replace(pair, read=read, notes=notes, options=_template_options(row))
 
 
@@ -265,7 +269,7 @@ def _messages(name: str, value: list) -> Messages:
             continue
         if isinstance(content, list):
             message["content"] = _joined_parts(name, content, position)
-        elif content is not None or not (message.get("tool_calls") or any(message.get(key) for key in _REASONING)):
+        elif content is not None or not (message.get("tool_calls") or any(message.get(key) for key in REASONING_KEYS)):
             raise RowError(name, "`content` of text in each message", f"{describe(content)} at position {position}")
     return messages
 

@@ -1,6 +1,7 @@
 """Rows to token ids: `tokenize_rows` is the function that `datasets` maps over a source."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -9,7 +10,8 @@ from datasets import List as ListOf
 from transformers import PreTrainedTokenizerBase
 
 from orpo_trl.config import ORPOConfig
-from orpo_trl.pairs.rows import ChatPair, Pair, RowError, TextPair, is_empty, row_to_pair
+from orpo_trl.pairs.rendering import render
+from orpo_trl.pairs.rows import Pair, RowError, TextPair, is_empty, row_to_pair
 
 # What became of a row. KEPT rows reach the model; each other status is a reason for dropping the row.
 KEPT = "kept"
@@ -21,9 +23,12 @@ TIE = "chosen equals rejected"
 LONG_PROMPT = "prompt of max_prompt_length or more"
 NO_ROOM = "prompt fills max_length"
 CUT_TIE = "chosen equals rejected once cut"
-DROP_REASONS = (MALFORMED, EMPTY_PROMPT, EMPTY_CHOSEN, EMPTY_REJECTED, TIE, LONG_PROMPT, NO_ROOM, CUT_TIE)
+UNRENDERED = "words left out by the chat template"
+DROP_REASONS = (MALFORMED, UNRENDERED, EMPTY_PROMPT, EMPTY_CHOSEN, EMPTY_REJECTED, TIE, LONG_PROMPT, NO_ROOM, CUT_TIE)
 
 _IDS = ListOf(Value("int32"))
+_IDS_READ = "prompt_ids,chosen_ids,rejected_ids"
+_EMPTY_SIDES = (EMPTY_CHOSEN, EMPTY_REJECTED)
 PAIR_FEATURES = {"prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS, "length": Value("int32")}
 TOKENIZED_FEATURES = Features(
     {
@@ -33,6 +38,9 @@ TOKENIZED_FEATURES = Features(
         "chosen_cut": Value("bool"),
         "rejected_cut": Value("bool"),
         "prompt_changed": Value("bool"),
+        "is_text": Value("bool"),
+        "read": Value("string"),
+        "remarks": Value("string"),
     }
 )
 
@@ -74,7 +82,13 @@ def tokenize_rows(
 
     Returns:
         The columns of `TOKENIZED_FEATURES`. A row that is not kept has no ids; `status` says why, and `problem` holds
-        the error of a malformed row.
+        the error of a malformed row. `is_text`: the row is no conversation. `read`: the columns that were used, with
+        commas between them. `remarks`: JSON of `[[kind, words], ...]`, what the template left out of the row and what
+        else is worth a warning, or None.
+
+    Raises:
+        ValueError: where the tokenizer has no chat template for a conversation, or one that is no valid template.
+        TemplateTimeout: where the chat template does not end.
     """
     names = list(batch)
     rows = [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]
@@ -84,27 +98,29 @@ def tokenize_rows(
     for index, row in enumerate(rows):
         try:
             if row.get("prompt_ids") is not None:
-                records[index] = _record(_check_ids(row, tokenizer), rules)
+                records[index] = _record(_check_ids(row, tokenizer), rules) | {"read": _IDS_READ}
                 continue
             pair = row_to_pair(row, rules.strings_as_messages, rules.prompt_turns)
-            empty = _empty_side(pair)
-            if empty:
-                records[index] = {"status": empty}
-                continue
-            rendered = _render(pair, tokenizer)
+            texts_of_row, empty, remarks = _texts(pair, tokenizer)
         except RowError as error:
             records[index] = {"status": MALFORMED, "problem": str(error)}
             continue
-        spans[index] = (pair, slice(len(texts), len(texts) + len(rendered)))
-        texts.extend(rendered)
+        records[index] = {
+            "status": empty,
+            "is_text": isinstance(pair, TextPair),
+            "read": ",".join(pair.read),
+            "remarks": json.dumps(remarks) if remarks else None,
+        }
+        if empty is None:
+            spans[index] = (pair, slice(len(texts), len(texts) + len(texts_of_row)))
+            texts.extend(texts_of_row)
 
     encoded = _encode(texts, tokenizer)
     bos = leading_special_ids(tokenizer)
-    eos: Any = tokenizer.eos_token_id  # one id, or none
     for index, (pair, span) in spans.items():
         prompt, *full = encoded[span]
-        ids = _split(prompt, full, bos, None if isinstance(pair, ChatPair) else eos)
-        records[index] = _record(ids, rules)
+        has_end = [not isinstance(pair, TextPair) or _ends_itself(text, tokenizer) for text in texts[span][1:]]
+        records[index] |= _record(_split(prompt, full, bos, tokenizer.eos_token_id, has_end), rules)
     return {name: [record.get(name) for record in records] for name in TOKENIZED_FEATURES}
 
 
@@ -129,40 +145,29 @@ def leading_special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return next((special[:k] for k in range(len(special)) if special[k : k + len(bare)] == bare), [])
 
 
-def _empty_side(pair: Pair) -> str | None:
-    if is_empty(pair.chosen):
-        return EMPTY_CHOSEN
-    if pair.rejected is not None and is_empty(pair.rejected):
-        return EMPTY_REJECTED
-    return None
-
-
-def _render(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Texts of the prompt, of the dialogue with its chosen and, where there is one, with its rejected response."""
-    if isinstance(pair, TextPair):
-        responses = [pair.chosen] if pair.rejected is None else [pair.chosen, pair.rejected]
-        return [pair.prompt, *(pair.prompt + response for response in responses)]
+def _texts(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], str | None, list[Sequence[str]]]:
+    """Texts of the prompt and of the dialogue with each response, the reason to drop the row as empty, and remarks."""
+    remarks: list[Sequence[str]] = [(note, "") for note in pair.notes]
     responses = [pair.chosen] if pair.rejected is None else [pair.chosen, pair.rejected]
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "The rows hold conversations, but the tokenizer has no chat template. Set `chat_template_path` to a Jinja "
-            "file or to a tokenizer that has one."
-        )
-
-    def render(messages: list, **kwargs) -> str:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **kwargs, **pair.options))
-
-    from jinja2 import TemplateError
-
-    try:
-        prompt = render(pair.prompt, add_generation_prompt=True)
-        return [prompt, *(render([*pair.prompt, *turns]) for turns in responses)]
-    except (TemplateError, TypeError, KeyError, IndexError) as error:
-        # Templates refuse by `raise_exception`, or trip over a turn that they were not written for.
-        raise RowError("chosen", "turns that the chat template accepts", f"{type(error).__name__}: {error}") from error
+    empty = [is_empty(response) for response in responses]
+    if any(empty):
+        return [], _EMPTY_SIDES[empty.index(True)], remarks
+    if isinstance(pair, TextPair):
+        dialogues = [pair.prompt + response for response in (pair.chosen, pair.rejected) if response is not None]
+        return [pair.prompt, *dialogues], None, remarks
+    rendering = render(pair, tokenizer)
+    remarks += rendering.losses
+    if any(rendering.is_empty):
+        return [], _EMPTY_SIDES[rendering.is_empty.index(True)], remarks
+    return [rendering.prompt, *rendering.dialogues], None, remarks
 
 
-def _split(prompt: list[int], full: list[list[int]], bos: list[int], eos: int | None) -> _Ids:
+def _ends_itself(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text ends with an end-of-sequence token, as one that was rendered before does."""
+    return text.rstrip().endswith(str(tokenizer.eos_token))
+
+
+def _split(prompt: list[int], full: list[list[int]], bos: list[int], eos: Any, has_end: list[bool]) -> _Ids:
     """Cut each encoded prompt + response where its response starts.
 
     `prompt` is what the model will see when it generates, so the response is whatever follows it in `full`. Where the
@@ -171,8 +176,7 @@ def _split(prompt: list[int], full: list[list[int]], bos: list[int], eos: int | 
     """
     common = min((_common_prefix(prompt, ids) for ids in full), default=0)
     responses = [ids[common:] for ids in full]
-    if eos is not None:
-        responses = [ids if ids[-1:] == [eos] else [*ids, eos] for ids in responses]
+    responses = [ids if ends else [*ids, eos] for ids, ends in zip(responses, has_end, strict=True)]
     kept = prompt[:common]
     if bos and kept[: len(bos)] != bos:
         kept = bos + kept

@@ -24,6 +24,20 @@ OWNERS = {"model": ModelArguments, "data": DataArguments, "training": ORPOConfig
 # The annotations of the config classes are too narrow for these: a folder, or whether to find the latest one; the name
 # of one module, or of several.
 _OWN_HINTS = {"resume_from_checkpoint": bool | str | None, "lora_target_modules": str | list[str] | None}
+# Names that people give to a setting by habit, where spelling or another tool's use of the name suggests no key, or a
+# wrong one. They win over `FOREIGN_KEYS`: axolotl's `batch_size`, for one, counts whole steps.
+_EVERYDAY = {
+    **dict.fromkeys(("lambda", "lam", "orpo_lambda", "lambda_orpo"), "beta"),
+    **dict.fromkeys(("epochs", "epoch"), "num_train_epochs"),
+    **dict.fromkeys(("batch_size", "train_batch_size"), "per_device_train_batch_size"),
+    **dict.fromkeys(("grad_accum", "grad_accum_steps", "accumulation_steps"), "gradient_accumulation_steps"),
+    "max_prompt_len": "max_prompt_length",
+    "model": "model_name_or_path",
+    "tokenizer": "tokenizer_name_or_path",
+    "wd": "weight_decay",
+    "lora": "use_peft",
+    "rank": "lora_r",
+}
 # One has values that YAML cannot hold; the other is set by the launcher in each process.
 _NOT_IN_RECIPES = {"parallelism_config", "local_rank"}
 
@@ -100,6 +114,8 @@ def recipe_keys() -> Mapping[str, Key]:
 
 def meant_by(name: str) -> str | None:
     """The key of ours that was most likely meant by another tool's key or a misspelt one; None where none is near."""
+    if name in _EVERYDAY:
+        return _EVERYDAY[name]
     if name in FOREIGN_KEYS:
         return FOREIGN_KEYS[name][0]
     return next(iter(difflib.get_close_matches(name, [*recipe_keys(), "extends"], n=1)), None)
@@ -110,7 +126,7 @@ def unknown_key(name: str) -> str:
     if name == "extends":
         return "`extends` stands in a recipe's file, at its top level"
     ours = meant_by(name)
-    if name in FOREIGN_KEYS:
+    if name in FOREIGN_KEYS and name not in _EVERYDAY:
         return f"unknown key `{name}` ({FOREIGN_KEYS[name][1]})" + (f"; write `{ours}`" if ours else "")
     return f"unknown key `{name}`; " + (f"did you mean `{ours}`?" if ours else "`orpo-trl schema` lists all keys")
 

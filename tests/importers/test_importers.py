@@ -12,6 +12,7 @@ from support.foreign_configs import AUTHORS_SCRIPT, AXOLOTL, CONFIGS, HANDBOOK, 
 
 from orpo_trl.config import DataArguments, ModelArguments, ORPOConfig
 from orpo_trl.importers import FOREIGN_KEYS, TOOLS, Imported, ImportProblem, import_recipe, recipe_text
+from orpo_trl.importers.conversions import FLASH
 from orpo_trl.importers.draft import is_empty
 from orpo_trl.importers.foreign_keys import OURS, REFUSED
 from orpo_trl.importers.read import read_yaml
@@ -58,7 +59,7 @@ def test_axolotl_example_keeps_its_figures(read):
         },
     )  # fmt: skip
     assert {note.key: note.line for note in imported.no_equal} == {
-        "model_type": 2, "tokenizer_type": 3, "chat_template": 9, "flash_attention": 32,
+        "model_type": 2, "tokenizer_type": 3, "chat_template": 9,
     }  # fmt: skip
     assert noted(imported.differences, "TRL's ORPOTrainer")
     assert noted(imported.differences, "drops a pair")[0].line == 17
@@ -84,6 +85,27 @@ def test_llama_factory_example_keeps_its_figures_and_its_objective(read):
     assert noted(imported.differences, "another objective")
 
 
+@pytest.mark.parametrize(
+    ("lines", "beta"),
+    [
+        ("pref_ftx: 1.0", 0.05), ("pref_beta: 0.3\npref_ftx: 0.5", 0.2), ("pref_ftx: 0", 0.1),
+        ("pref_ftx: 1.0e-7", 0.1), ("pref_ftx: null", 0.1),
+    ],
+)  # fmt: skip
+def test_nll_weight_of_llama_factory_scales_beta(read, lines, beta):
+    """(1 + ftx) · NLL + pref_beta · L_OR is 1 + ftx times NLL + pref_beta / (1 + ftx) · L_OR."""
+    base = "model_name_or_path: a\nstage: dpo\npref_loss: orpo\ndataset: x\n"
+    imported = read(base + lines + "\n")
+    assert imported.settings["beta"] == pytest.approx(beta)
+    assert not noted(imported.no_equal, "pref_ftx")
+    notes = noted(imported.differences, "pref_ftx")
+    assert len(notes) == (beta != 0.1)
+    for note in notes:
+        assert note.line == base.count("\n") + lines.count("\n") + 1
+        assert f"pref_beta / (1 + pref_ftx) = {beta}" in note.text
+        assert "`max_grad_norm`" in note.text
+
+
 def test_older_llama_factory_stage_is_read_with_its_defaults(read):
     imported = read("model_name_or_path: a\nstage: orpo\ndataset: x, y\nevaluation_strategy: steps\n")
     contains(imported, {"beta": 0.1, "datasets": [{"path": "x"}, {"path": "y"}], "learning_rate": 5e-5, "bf16": False})
@@ -104,7 +126,7 @@ def test_zephyr_141b_keeps_its_figures(read):
             "save_strategy": "no", "nll_scope": "sequence", "nll_reduction": "micro_batch_mean",
         },
     )  # fmt: skip
-    assert [note.key for note in imported.no_equal] == ["use_flash_attention_2"]
+    assert not imported.no_equal
     assert noted(imported.differences, "max_prompt_length: TRL cut")
     assert noted(imported.differences, "HumanEval")
 
@@ -275,6 +297,21 @@ def test_axolotl_test_sets_are_evaluated_by_label(read):
     assert note.line == AXOLOTL.count("\n") + 3
 
 
+def test_axolotl_columns_leave_the_system_column_to_be_read(read):
+    """A mapping would read nothing but its own columns; the type reads `system` beside chosen and rejected."""
+    kind = "    type: chat_template.argilla\n"
+    imported = read(AXOLOTL.replace(kind, kind + "    field_chosen: good\n"))
+    assert imported.settings["dataset_name"] == "argilla/ultrafeedback-binarized-preferences-cleaned"
+    assert "datasets" not in imported.settings
+    (note,) = noted(imported.no_equal, "field_chosen")
+    assert "reads chosen, rejected and system" in note.text
+    assert note.line == AXOLOTL[: AXOLOTL.index(kind)].count("\n") + 2
+
+    imported = read(AXOLOTL.replace(kind, "    field_chosen: good\n"))
+    (entry,) = imported.settings["datasets"]
+    assert entry["columns"] == {"chosen": "good", "rejected": "rejected"}
+
+
 def test_axolotl_without_anything_to_evaluate_on_does_not_evaluate(read):
     imported = read(AXOLOTL.replace("val_set_size: 0.1", "val_set_size: 0"))
     contains(imported, {"eval_strategy": "no"})
@@ -320,6 +357,26 @@ eval_strategy: steps
     entry = {"path": "org/a", "name": "main", "split": "train", "columns": ["chosen", "rejected"], "weight": 0.25}
     contains(imported, {"datasets": [entry], "test_split_size": 50})
     assert noted(imported.no_equal, "dataset_mixture.seed")[0].line == 6
+
+
+@pytest.mark.parametrize(
+    ("tool", "line"),
+    [
+        ("axolotl", "flash_attention: true"), ("axolotl", "attn_implementation: flash_attention_2"),
+        ("llama_factory", "flash_attn: fa2"), ("llama_factory", "flash_attn: true"),
+        ("alignment_handbook", "use_flash_attention_2: true"), ("trl", "attn_implementation: flash_attention_2"),
+    ],
+)  # fmt: skip
+def test_flash_attention_ends_alike_under_all_its_names(read, tool, line):
+    text = {"axolotl": AXOLOTL, "llama_factory": LLAMA_FACTORY, "alignment_handbook": HANDBOOK, "trl": TRL}[tool]
+    names = ("flash_attention:", "flash_attn:", "use_flash_attention_2:", "attn_implementation:")
+    kept = [old for old in text.splitlines() if not old.startswith(names)]
+    imported = read("\n".join([*kept, line, ""]), tool=tool)
+    key = line.split(":")[0]
+    contains(imported, {"attn_implementation": "flash_attention_2"})
+    assert imported.became[key] == ("attn_implementation",)
+    (note,) = noted(imported.differences, "attention")
+    assert (note.text, note.key, note.line) == (FLASH, key, len(kept) + 1)
 
 
 def test_other_templates_are_noted(read):

@@ -4,8 +4,10 @@ from collections import Counter
 import pytest
 from datasets import Dataset, DatasetDict
 
-from orpo_trl.config import DataArguments
-from orpo_trl.pairs.load import ROW_COLUMN, SOURCE_COLUMN, load_pairs
+from orpo_trl.config import DataArguments, DatasetSource
+from orpo_trl.pairs.load import ROW_COLUMN, SOURCE_COLUMN, UNREAD_COLUMN, load_pairs
+from orpo_trl.pairs.prepare import prepare_pairs
+from orpo_trl.pairs.tokenize import PairRules
 
 ROWS = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b", "score": i} for i in range(10)]
 TEXTS = {"prompt", "chosen", "rejected"}
@@ -58,7 +60,7 @@ def test_mixture_keeps_source_and_row(tmp_path):
     train, _ = load(datasets=[{"path": a}, {"path": b}])
     assert len(train) == 14
     assert (train[12][SOURCE_COLUMN], train[12][ROW_COLUMN]) == (b, 2)
-    assert set(train.column_names) == TEXTS | {SOURCE_COLUMN, ROW_COLUMN}
+    assert set(train.column_names) == TEXTS | {SOURCE_COLUMN, ROW_COLUMN, UNREAD_COLUMN}
 
 
 def test_mixture_fractions_repeat_no_row(tmp_path):
@@ -147,3 +149,33 @@ def test_evaluation_needs_rows(tmp_path):
         load(True, dataset_name=path)
     with pytest.raises(ValueError, match="`test_split_size`"):
         load(True, datasets=[{"path": path}])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_cells_of_csv_are_text_and_only_an_empty_one_is_absent(tmp_path, streaming, is_folder):
+    path = tmp_path / "train.csv"
+    path.write_text("prompt,chosen,rejected\n007,None,N/A\nq,True,null\nq,1.50,\n", encoding="utf-8")
+    name = str(tmp_path if is_folder else path)
+    rows, _ = load_pairs(DataArguments(dataset_name=name, dataset_streaming=streaming), with_test=False)
+    found = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
+    assert found == [("007", "None", "N/A"), ("q", "True", "null"), ("q", "1.50", None)]
+
+
+def test_columns_that_nothing_reads_are_named_by_source_or_refused(tmp_path, tokenizer):
+    path = tmp_path / "rows.jsonl"
+    Dataset.from_list([{"prompt": "q", "chosen": "a", "rejected": "b", "score": 1.0, "messages": "m"}]).to_json(path)
+    rows, _ = load_pairs(DataArguments(dataset_name=str(path)), with_test=False)
+    _, report = prepare_pairs(rows, tokenizer, PairRules())
+    assert report.sources[str(path)].unread == ["score", "messages"]
+    entry = DatasetSource(path=str(path), columns={"prompt": "prompt", "chosen": "chosen", "winner": "score"})
+    with pytest.raises(ValueError, match=r"names `winner`, which nothing reads"):
+        load_pairs(DataArguments(datasets=[entry]), with_test=False)
+
+
+def test_prompt_that_stands_nowhere_in_the_turns_is_named(tokenizer):
+    turns = [{"role": "user", "content": "Moo?"}, {"role": "assistant", "content": "Yes."}]
+    other = [turns[0], {"role": "assistant", "content": "No."}]
+    row = {"prompt": "Speak as a pirate.", "chosen": turns, "rejected": other}
+    _, report = prepare_pairs(Dataset.from_list([row]), tokenizer, PairRules())
+    assert list(report.sources["train"].remarks) == ["`prompt` is not read: it stands nowhere in the turns beside it"]

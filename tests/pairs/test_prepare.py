@@ -141,8 +141,11 @@ def test_stream_gives_the_same_pairs_and_names_what_it_drops(tokenizer, caplog):
     with caplog.at_level(logging.WARNING, "orpo_trl"):
         streamed = list(streamed)
     assert report is None
+    as_text, dropped = caplog.messages
+    assert dropped == "train, row 1: dropped, empty chosen"
+    assert as_text.startswith("train: the rows are text, and are trained as they stand")
+    assert len(caplog.messages) == 2
     assert streamed == list(prepare(rows, tokenizer)[0])
-    assert caplog.messages == ["train, row 1: dropped, empty chosen"]
 
 
 def test_stream_whose_rows_have_other_columns_than_the_first(tokenizer):

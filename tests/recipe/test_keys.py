@@ -46,6 +46,21 @@ def test_key_of_another_tool_is_answered_with_ours():
     assert "`orpo-trl schema` lists all keys" in unknown_key("qqqqqq")
 
 
+def test_everyday_name_is_answered_with_the_key():
+    everyday = {
+        "lambda": "beta", "lam": "beta", "alpha": "beta", "orpo_alpha": "beta", "orpo_lambda": "beta",
+        "epochs": "num_train_epochs", "epoch": "num_train_epochs", "lr": "learning_rate", "warmup": "warmup_steps",
+        "batch_size": "per_device_train_batch_size", "micro_batch_size": "per_device_train_batch_size",
+        "train_batch_size": "per_device_train_batch_size", "grad_accum": "gradient_accumulation_steps",
+        "max_len": "max_length", "max_prompt_len": "max_prompt_length", "model": "model_name_or_path",
+        "dataset": "dataset_name", "tokenizer": "tokenizer_name_or_path", "output": "output_dir", "wd": "weight_decay",
+        "lora": "use_peft", "rank": "lora_r",
+    }  # fmt: skip
+    assert {name: meant_by(name) for name in everyday} == everyday
+    assert all(f"`{key}`" in unknown_key(name) and key in recipe_keys() for name, key in everyday.items())
+    assert unknown_key("lambda") == "unknown key `lambda`; did you mean `beta`?"
+
+
 def test_key_that_was_meant():
     assert meant_by("base_model") == meant_by("model_nam_or_path") == "model_name_or_path"
     assert meant_by("sample_packing") is None

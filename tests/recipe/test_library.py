@@ -76,6 +76,14 @@ def test_shipped_recipes_all_have_complete_headers_and_are_listed_in_the_overvie
         assert set(recipe.fields) <= set(FIELDS)
 
 
+def test_headers_of_the_authors_models_name_where_their_code_differs():
+    conflicts = {recipe.name: recipe.fields["Conflicts"] for recipe in shipped_recipes() if "mistral" in recipe.name}
+    for name in ("mistral_alpha", "mistral_beta", "mistral_capybara"):
+        for difference in ("count `<s>`", "ties and on pairs that are equal once cut", "`prompt_turns: first`"):
+            assert difference in conflicts[name], name
+    assert "row with a system turn" in conflicts["mistral_capybara_released"]
+
+
 def test_overview_is_made_from_the_headers():
     """If this fails: `python scripts/make_recipes_readme.py` makes the file again."""
     assert (REPOSITORY / "recipes" / "README.md").read_text(encoding="utf-8") == readme(shipped_recipes())

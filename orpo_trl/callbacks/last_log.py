@@ -1,0 +1,20 @@
+"""Logs the optimiser steps that are left when a run ends between two logs."""
+
+from transformers import IntervalStrategy, TrainerCallback
+
+
+class LastLog(TrainerCallback):
+    """With `logging_steps`, asks for a log where training stops; the Trainer gives none where the step has one."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # Before the last evaluation and checkpoint, so that the log stands before theirs.
+        self._ask(args, control, state.global_step >= state.max_steps)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        # An evaluation may have stopped the run after its last step.
+        self._ask(args, control, False)
+
+    @staticmethod
+    def _ask(args, control, is_last: bool) -> None:
+        if args.logging_strategy == IntervalStrategy.STEPS and (is_last or control.should_training_stop):
+            control.should_log = True

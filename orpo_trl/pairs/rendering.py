@@ -1,0 +1,272 @@
+"""A conversation to text by the chat template, and which of its words the template left out."""
+
+import html
+import json
+import re
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from orpo_trl.pairs.remarks import (
+    ANSWER,
+    CHANGED,
+    DOCUMENTS,
+    EARLIER_THOUGHTS,
+    LOST_OTHER,
+    LOST_TURN,
+    REASONING,
+    TOOL_CALL,
+    TOOLS,
+)
+from orpo_trl.pairs.rows import REASONING_KEYS, ChatPair, Messages, RowError
+
+# Seconds that a template may take for one text. The longest conversations take milliseconds.
+TIME_LIMIT = 10.0
+
+_MAX_QUOTE = 60
+# Thoughts inside the text of an answer, which some templates strip and others render anew.
+_THOUGHTS = re.compile(r"(?:<think>)?(.*?)</think>(.*)", re.DOTALL)
+
+
+class Loss(NamedTuple):
+    """A text of a row that its rendering lacks: the kind of fault, and the lost words."""
+
+    kind: str
+    words: str
+
+
+@dataclass
+class Rendering:
+    """Texts of one conversation.
+
+    Attributes:
+        prompt: with the header of the answer behind it, as the model sees it when it generates.
+        dialogues: prompt and response, for the chosen and, where there is one, the rejected response.
+        losses: what the template left out.
+        is_empty: for each response, whether nothing of it is left.
+    """
+
+    prompt: str
+    dialogues: list[str]
+    losses: list[Loss]
+    is_empty: list[bool]
+
+
+class TemplateTimeout(RuntimeError):
+    """A chat template that does not end."""
+
+
+def render(pair: ChatPair, tokenizer: PreTrainedTokenizerBase) -> Rendering:
+    """Render a conversation with each of its responses, and look for every text of its turns in the result.
+
+    Raises:
+        RowError: where the template refuses the turns, or trips over them.
+        ValueError: where there is no template, or it is no valid one.
+        TemplateTimeout: where the template takes more than `TIME_LIMIT` seconds.
+    """
+    responses = [pair.chosen] if pair.rejected is None else [pair.chosen, pair.rejected]
+    prompt = _apply(tokenizer, pair.prompt, pair.options, add_generation_prompt=True)
+    dialogues = [_apply(tokenizer, [*pair.prompt, *turns], pair.options) for turns in responses]
+    texts = [*_texts_of_options(pair.options), *_texts_of_turns(pair.prompt)]
+    end = _end_of(texts, prompt)
+    found = set(_missing(texts, prompt))
+    is_empty = []
+    for dialogue, turns in zip(dialogues, responses, strict=True):
+        common = _common_length(prompt, dialogue)
+        if common < len(prompt):
+            found.update(_missing(texts, dialogue))
+        if common < end:
+            found.add(_changed_turn(pair.prompt, prompt, common, found))
+        own = _texts_of_turns(turns, is_response=True)
+        lost = _missing(own, dialogue[min(common, end) :])
+        found.update(lost)
+        is_empty.append(bool(own) and len(lost) == len(own) and _is_bare(pair, dialogue, tokenizer))
+    return Rendering(prompt, dialogues, sorted(found), is_empty)
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, messages: Messages, options: dict[str, Any], **kwargs: Any) -> str:
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "The rows hold conversations, but the tokenizer has no chat template. Set `chat_template_path` to a Jinja "
+            "file or to a tokenizer that has one."
+        )
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        with _time_limit():
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, **kwargs, **options))
+    except TemplateTimeout:
+        raise
+    except TemplateSyntaxError as error:
+        raise ValueError(f"The chat template is not valid Jinja: {error} (line {error.lineno})") from error
+    except Exception as error:
+        # Templates refuse by `raise_exception`, or trip over a turn that they were not written for, in any way.
+        raise RowError("chosen", "turns that the chat template accepts", f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """End a template that loops for ever. Only the main thread of a process can be interrupted; others wait."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TemplateTimeout(f"The chat template did not end within {TIME_LIMIT:g} seconds.")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _texts_of_turns(turns: Messages, is_response: bool = False) -> list[Loss]:
+    """The texts that a rendering of these turns must hold, each with the kind of fault where it does not."""
+    # Thoughts belong to the answer that is trained where no user turn follows them.
+    last_user = max((k for k, turn in enumerate(turns) if turn["role"] == "user"), default=-1)
+    texts = []
+    for position, turn in enumerate(turns):
+        is_answer = is_response and turn["role"] == "assistant"
+        thoughts = REASONING if is_answer and position > last_user else EARLIER_THOUGHTS
+        content = turn.get("content") or ""
+        if turn["role"] == "assistant" and "</think>" in content:
+            match = _THOUGHTS.fullmatch(content)
+            if match:
+                texts.append(Loss(thoughts, match[1]))
+                content = match[2]
+        # Some data sets give the same thoughts under two names.
+        named = dict.fromkeys(turn[key] for key in REASONING_KEYS if _is_text(turn.get(key)))
+        texts += [Loss(thoughts, text) for text in named]
+        kind = ANSWER if is_answer else LOST_TURN.get(turn["role"], LOST_OTHER)
+        texts.append(Loss(kind, content))
+        for call in turn.get("tool_calls") or ():
+            texts += [Loss(TOOL_CALL, text) for text in _texts_of_call(call)]
+    return [Loss(kind, text.strip()) for kind, text in texts if text.strip()]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _texts_of_call(call: Any) -> Iterator[str]:
+    function = _function(call)
+    name, arguments = function.get("name"), function.get("arguments")
+    if isinstance(name, str):
+        yield name
+    if isinstance(arguments, str):
+        with suppress(ValueError):
+            arguments = json.loads(arguments)
+    yield from _leaves(arguments)
+
+
+def _function(value: Any) -> dict[str, Any]:
+    """The function of a tool or of a call, which some write without the mapping around it."""
+    inner = value.get("function", value) if isinstance(value, dict) else None
+    return inner if isinstance(inner, dict) else {}
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """Texts and whole numbers of a nested value. How templates write other values differs too much to look for them."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield str(key)
+            yield from _leaves(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _leaves(part)
+    elif isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        yield str(value)
+
+
+def _texts_of_options(options: dict[str, Any]) -> Iterator[Loss]:
+    for tool in options.get("tools") or ():
+        function = _function(tool)
+        # Templates may indent the further lines of a description.
+        texts = [function.get("name"), *str(function.get("description") or "").splitlines()[:1]]
+        yield from (Loss(TOOLS, text.strip()) for text in texts if _is_text(text) and text.strip())
+    for document in options.get("documents") or ():
+        if isinstance(document, dict):
+            yield from (Loss(DOCUMENTS, text) for text in document.values() if isinstance(text, str) and text.strip())
+
+
+def _missing(texts: Iterable[Loss], rendered: str) -> list[Loss]:
+    """The texts that a rendering lacks, each part of it used once."""
+    texts = list(texts)
+    position = 0
+    for _, text in texts:
+        position = rendered.find(text, position)
+        if position < 0:
+            break
+        position += len(text)
+    else:
+        return []
+    # In another order, with other white space, or escaped: compare without either, the longest texts first.
+    left = _squeezed(rendered)
+    lost = []
+    for loss in sorted(texts, key=lambda loss: -len(loss.words)):
+        text = _squeezed(loss.words)
+        position = left.find(text)
+        if position < 0:
+            lost.append(Loss(loss.kind, loss.words[:_MAX_QUOTE]))
+        else:
+            left = left[:position] + "\0" + left[position + len(text) :]
+    return lost
+
+
+def _squeezed(text: str) -> str:
+    """A text without white space, and without the escapes of JSON and XML."""
+    text = html.unescape(text) if "&" in text else text
+    if "\\" in text:
+        text = re.sub(r"\\+u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), text)
+        text = re.sub(r"\\+[nrtbf]|\\", "", text)
+    return "".join(text.split())
+
+
+def _end_of(texts: list[Loss], prompt: str) -> int:
+    """Where the last text of the prompt's turns ends in its rendering; 0 where it is not found as it stands."""
+    last = texts[-1].words if texts else ""
+    position = prompt.rfind(last)
+    return position + len(last) if last and position >= 0 else 0
+
+
+def _changed_turn(turns: Messages, prompt: str, common: int, lost: set[Loss]) -> Loss:
+    """The first turn that is rendered otherwise once a response follows, and counts to the response: it lies behind
+    `common` characters of `prompt`, and is not lost."""
+    position = 0
+    for turn in turns:
+        for text in _texts_of_turns([turn]):
+            found = prompt.find(text.words, position)
+            position = max(position, found + len(text.words)) if found >= 0 else position
+            if position > common and text._replace(words=text.words[:_MAX_QUOTE]) not in lost:
+                return Loss(f"{turn['role']} turn {CHANGED}", text.words[:_MAX_QUOTE])
+    return Loss(f"prompt {CHANGED}", prompt[common:][:_MAX_QUOTE])
+
+
+def _common_length(a: str, b: str) -> int:
+    if b.startswith(a):
+        return len(a)
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _is_bare(pair: ChatPair, dialogue: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a dialogue is rendered as one with an empty answer."""
+    try:
+        empty = _apply(tokenizer, [*pair.prompt, {"role": "assistant", "content": ""}], pair.options)
+    except RowError:
+        return False
+    return empty.split() == dialogue.split()

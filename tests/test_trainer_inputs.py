@@ -1,0 +1,199 @@
+"""What users bring to the trainer from elsewhere: models, subclasses, arguments and rows."""
+
+from typing import Any
+
+import pytest
+from datasets import DatasetDict
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from support.small import make_dataset, make_rows, settings, tiny_model
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralForSequenceClassification,
+    MistralModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    TrainingArguments,
+)
+from trl import DPOConfig, SFTConfig
+from trl.experimental.orpo import ORPOConfig as TRLConfig
+from trl.experimental.orpo import ORPOTrainer as TRLTrainer
+
+from orpo_trl import ORPOConfig, ORPOTrainer
+from orpo_trl.config import SettingsError
+from orpo_trl.trainer_checks import TRL_HOOKS
+
+LORA = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+
+
+def make_trainer(model, tokenizer, tmp_path, cls=ORPOTrainer, **options) -> ORPOTrainer:
+    given = {name: options.pop(name) for name in ("args", "train_dataset", "eval_dataset") if name in options}
+    given = {"args": settings(tmp_path, **options), "train_dataset": make_dataset(4)} | given
+    return cls(model, processing_class=tokenizer, **given)
+
+
+# ---- Models ----------------------------------------------------------------------------------------------------------
+
+
+def adapter_for_use(tmp_path) -> PeftModel:
+    get_peft_model(tiny_model(), LORA).save_pretrained(tmp_path / "adapter")
+    return PeftModel.from_pretrained(tiny_model(), tmp_path / "adapter")
+
+
+def test_a_model_of_which_nothing_is_trained_is_refused(tokenizer, tmp_path):
+    """With gradient checkpointing such a run goes on to its end and trains nothing (known failure 37)."""
+    options: Any = {"gradient_checkpointing": True}
+    with pytest.raises(ValueError, match="`is_trainable=True`"):
+        make_trainer(adapter_for_use(tmp_path), tokenizer, tmp_path, **options)
+    with pytest.raises(ValueError, match=r"`requires_grad_\(True\)`"):
+        make_trainer(tiny_model().requires_grad_(False), tokenizer, tmp_path, **options)
+    asleep = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", inference_mode=True)
+    with pytest.raises(ValueError, match="`inference_mode=False`"):
+        ORPOTrainer(
+            tiny_model(), settings(tmp_path, **options), train_dataset=make_dataset(4), processing_class=tokenizer,
+            peft_config=asleep,
+        )  # fmt: skip
+
+
+def test_a_model_with_virtual_tokens_is_refused(tokenizer, tmp_path):
+    """Packed rows do not see the prefix as padded ones do: 10.896 against 10.904."""
+    model = get_peft_model(tiny_model(), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    with pytest.raises(ValueError, match="`model`: PrefixTuningConfig puts virtual tokens"):
+        make_trainer(model, tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            T5ForConditionalGeneration(T5Config(vocab_size=768, d_model=8, d_ff=8, num_layers=1)),
+            "encoder-decoder",
+        ),
+        (MistralModel(tiny_model().config), "MistralModel, which has no language-model head"),
+        (MistralForSequenceClassification(tiny_model().config), "Classification, which has no language-model head"),
+    ],
+    ids=["encoder-decoder", "no-head", "classifier"],
+)
+def test_models_that_are_no_causal_language_models_are_refused(model, message, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(model, tokenizer, tmp_path)
+
+
+def test_an_encoder_decoder_is_refused_by_name_before_its_weights_are_loaded(tokenizer, tmp_path):
+    T5Config(vocab_size=768).save_pretrained(tmp_path / "t5")
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        make_trainer(str(tmp_path / "t5"), tokenizer, tmp_path)
+
+
+def test_an_adapter_folder_as_model_says_how_to_load_it(tokenizer, tmp_path):
+    adapter_for_use(tmp_path)
+    with pytest.raises(ValueError, match=r"AutoPeftModel.*'.*adapter', is_trainable=True\)"):
+        make_trainer(str(tmp_path / "adapter"), tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_rows_beyond_the_positions_of_a_model(is_stream, tokenizer, tmp_path, caplog):
+    """A table of learned positions ends in an IndexError in the middle of the run; rotary positions go on."""
+    rows: dict[str, Any] = {"train_dataset": make_dataset(4).to_iterable_dataset()} if is_stream else {}
+    learned = GPT2LMHeadModel(GPT2Config(vocab_size=768, n_embd=8, n_layer=1, n_head=2, n_positions=32))
+    with pytest.raises(ValueError, match=r"the model has 32 positions\. Set `max_length: 32`"):
+        make_trainer(learned, tokenizer, tmp_path, max_length=None, **rows)
+    make_trainer(learned, tokenizer, tmp_path, max_length=32, **rows).train()
+    assert not any("positions" in message for message in caplog.messages)
+    make_trainer(tiny_model(max_position_embeddings=32), tokenizer, tmp_path, **rows).train()
+    assert any("the model has 32 positions" in message for message in caplog.messages)
+
+
+# ---- Subclasses ------------------------------------------------------------------------------------------------------
+
+
+def test_hooks_of_another_trainer_are_refused_by_name(tokenizer, tmp_path):
+    class Ported(ORPOTrainer):
+        def odds_ratio_loss(self, *_):
+            raise AssertionError("it was never called")
+
+        def tokenize_row(self, *_):
+            raise AssertionError("it was never called")
+
+    with pytest.raises(TypeError, match="Ported") as refusal:
+        make_trainer(tiny_model(), tokenizer, tmp_path, cls=Ported)
+    assert "`odds_ratio_loss`: override `compute_loss`" in str(refusal.value)
+    assert "`tokenize_row`: override `prepare_dataset`" in str(refusal.value)
+
+
+def test_every_hook_that_is_refused_is_one_of_that_trainer():
+    for name in TRL_HOOKS:
+        assert callable(getattr(TRLTrainer, name))
+        assert not hasattr(ORPOTrainer, name)
+
+
+def test_hooks_of_this_trainer_are_not_refused(tokenizer, tmp_path):
+    class Own(ORPOTrainer):
+        def compute_loss(self, *args, **kwargs):
+            return 2 * super().compute_loss(*args, **kwargs)
+
+    assert make_trainer(tiny_model(), tokenizer, tmp_path, cls=Own).train().training_loss > 0
+
+
+# ---- Arguments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [TRLConfig, SFTConfig, TrainingArguments])
+def test_args_of_other_trainers_keep_their_values(kind, tokenizer, tmp_path):
+    args = kind(str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_steps=1, hub_token="secret", seed=7)
+    trainer = make_trainer(tiny_model(), tokenizer, tmp_path, args=args)
+    assert type(trainer.args) is ORPOConfig
+    kept = ("learning_rate", "bf16", "gradient_checkpointing", "logging_steps", "seed", "hub_token", "report_to")
+    assert {name: getattr(trainer.args, name) for name in kept} == {name: getattr(args, name) for name in kept}
+    assert trainer.train().global_step == 1
+
+
+def test_tokens_of_other_args_are_not_hidden():
+    args = ORPOConfig.of(SFTConfig("unused", use_cpu=True, eos_token="</s>", max_length=77))
+    assert (args.eos_token, args.max_length) == ("</s>", 77)
+
+
+def test_a_set_value_of_other_args_is_refused_as_ours_is():
+    with pytest.raises(SettingsError, match="`packing` has no meaning"):
+        ORPOConfig.of(SFTConfig("unused", use_cpu=True, packing=True))
+    with pytest.raises(SettingsError, match="`label_smoothing_factor` has no meaning"):
+        ORPOConfig.of(TrainingArguments("unused", use_cpu=True, label_smoothing_factor=0.1))
+
+
+def test_args_of_another_kind_are_refused(tokenizer, tmp_path):
+    with pytest.raises(TypeError, match="ORPOConfig, got DPOConfig, which has fields of its own"):
+        make_trainer(tiny_model(), tokenizer, tmp_path, args=DPOConfig(str(tmp_path), use_cpu=True))
+    with pytest.raises(TypeError, match="ORPOConfig, got dict"):
+        make_trainer(tiny_model(), tokenizer, tmp_path, args={"beta": 0.1})
+
+
+# ---- Rows ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("option", "name"), [("train_dataset", "train"), ("eval_dataset", "eval")])
+def test_a_list_of_rows_is_refused_with_what_to_pass(option, name, tokenizer, tmp_path):
+    message = rf"The {name} dataset is a list of rows; pass `Dataset.from_list\(rows\)`"
+    given: dict[str, Any] = {option: make_rows(4)}
+    with pytest.raises(TypeError, match=message):
+        make_trainer(tiny_model(), tokenizer, tmp_path, **given)
+    if option == "eval_dataset":
+        with pytest.raises(TypeError, match="The polite dataset is a list"):
+            make_trainer(tiny_model(), tokenizer, tmp_path, eval_dataset={"polite": make_rows(4)})
+        with pytest.raises(TypeError, match=message):
+            make_trainer(tiny_model(), tokenizer, tmp_path).evaluate(make_rows(4))
+
+
+def test_a_dict_of_splits_as_train_set_names_them(tokenizer, tmp_path):
+    splits = DatasetDict({"train": make_dataset(4), "test": make_dataset(4)})
+    with pytest.raises(TypeError, match=r"got DatasetDict\. Pass one of its splits: train, test"):
+        make_trainer(tiny_model(), tokenizer, tmp_path, train_dataset=splits)
+
+
+def test_predict_takes_the_rows_that_evaluate_takes(tokenizer, tmp_path):
+    trainer = make_trainer(tiny_model(), tokenizer, tmp_path)
+    evaluated = trainer.evaluate(make_dataset(5))
+    given: list[Any] = [make_dataset(5), make_dataset(5).to_iterable_dataset()]
+    for rows in given:
+        metrics = trainer.predict(rows).metrics or {}
+        for name in ("loss", "nll_loss", "rewards/accuracies"):
+            assert metrics[f"test_{name}"] == pytest.approx(evaluated[f"eval_{name}"]), name
