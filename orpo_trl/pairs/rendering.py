@@ -57,7 +57,7 @@ class Rendering:
     is_empty: list[bool]
 
 
-class TemplateTimeout(RuntimeError):
+class TemplateTimeout(ValueError):
     """A chat template that does not end."""
 
 
