@@ -25,7 +25,7 @@ from orpo_trl.pairs.remarks import (
 )
 from orpo_trl.pairs.rows import REASONING_KEYS, ChatPair, Messages, RowError
 
-# Seconds that a template may take for one text. The longest conversations take milliseconds.
+# Seconds that a template may take for a pair. The longest conversations take milliseconds.
 TIME_LIMIT = 10.0
 
 _MAX_QUOTE = 60
@@ -61,13 +61,33 @@ class TemplateTimeout(ValueError):
     """A chat template that does not end."""
 
 
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """End a template that loops for ever. Only the main thread of a process can be interrupted; others wait."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TemplateTimeout(f"The chat template did not end within {TIME_LIMIT:g} seconds.")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@_time_limit()
 def render(pair: ChatPair, tokenizer: PreTrainedTokenizerBase) -> Rendering:
     """Render a conversation with each of its responses, and look for every text of its turns in the result.
 
     Raises:
         RowError: where the template refuses the turns, or trips over them.
         ValueError: where there is no template, or it is no valid one.
-        TemplateTimeout: where the template takes more than `TIME_LIMIT` seconds.
+        TemplateTimeout: where this takes more than `TIME_LIMIT` seconds.
     """
     responses = [pair.chosen] if pair.rejected is None else [pair.chosen, pair.rejected]
     prompt = _apply(tokenizer, pair.prompt, pair.options, add_generation_prompt=True)
@@ -98,8 +118,7 @@ def _apply(tokenizer: PreTrainedTokenizerBase, messages: Messages, options: dict
     from jinja2 import TemplateSyntaxError
 
     try:
-        with _time_limit():
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, **kwargs, **options))
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **kwargs, **options))
     except TemplateTimeout:
         raise
     except TemplateSyntaxError as error:
@@ -107,25 +126,6 @@ def _apply(tokenizer: PreTrainedTokenizerBase, messages: Messages, options: dict
     except Exception as error:
         # Templates refuse by `raise_exception`, or trip over a turn that they were not written for, in any way.
         raise RowError("chosen", "turns that the chat template accepts", f"{type(error).__name__}: {error}") from error
-
-
-@contextmanager
-def _time_limit() -> Iterator[None]:
-    """End a template that loops for ever. Only the main thread of a process can be interrupted; others wait."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def stop(*_: Any) -> None:
-        raise TemplateTimeout(f"The chat template did not end within {TIME_LIMIT:g} seconds.")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _texts_of_turns(turns: Messages, is_response: bool = False) -> list[Loss]:
