@@ -135,7 +135,7 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         if isinstance(model, str):
             # SFTTrainer does this for DDP and DeepSpeed, but not for FSDP.
             args.model_init_kwargs = {**kwargs} | ({"device_map": None} if PartialState().num_processes > 1 else {})
-            checks.check_no_adapter(model, kwargs.get("revision"))
+            checks.check_no_adapter(model)
         if processing_class is None:
             processing_class = load_processor(model_id, kwargs.get("revision"), args.trust_remote_code)
         checks.check_tokenizer(processing_class, args)

@@ -12,7 +12,6 @@ from orpo_trl.config import ORPOConfig
 from orpo_trl.pairs.preparation import PreparationReport
 from orpo_trl.pairs.prepare import NO_END_OF_SEQUENCE, column_names, pair_lengths
 from orpo_trl.sampling import GlobalBatchSampler
-from orpo_trl.upstream import find_adapter_config_file
 
 logger = logging.getLogger(__name__)
 
@@ -114,9 +113,9 @@ def check_model(model, peft_config) -> None:
         check_trainable(model)
 
 
-def check_no_adapter(name: str, revision: str | None) -> None:
+def check_no_adapter(name: str) -> None:
     """SFTTrainer would look for a model's config in the adapter's folder."""
-    if find_adapter_config_file(name, revision=revision) is not None:
+    if (Path(name) / "adapter_config.json").is_file():
         raise ValueError(
             f"`model`: {name!r} is an adapter. To train it further, pass "
             f"`AutoPeftModelForCausalLM.from_pretrained({name!r}, is_trainable=True)`. For a new adapter, name the "
