@@ -153,11 +153,8 @@ def _check_all_words(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
         yield "system, user and assistant turns are rendered whole, with and without an answer"
     # Templates have one name or another for thoughts. One that knows none of them trains answers without.
     known = [name for name in REASONING_KEYS if _renders_thoughts(tokenizer, {**_ANSWER, name: _THOUGHTS})]
-    yield (
-        f"thoughts of an answer: rendered from {', '.join(f'`{name}`' for name in known)}"
-        if known
-        else ("thoughts of an answer: the template renders none")
-    )
+    names = ", ".join(f"`{name}`" for name in known)
+    yield "thoughts of an answer: " + (f"rendered from {names}" if known else "the template renders none")
 
 
 def _renders_thoughts(tokenizer: PreTrainedTokenizerBase, answer: dict) -> bool:

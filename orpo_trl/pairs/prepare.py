@@ -185,10 +185,9 @@ def prepare_pairs(
     _add_remarks(report, remarks, sources, rows)
     _add_unread(report, dataset, used, tokenized, sources)
     if state.is_main_process:
-        _warn(report, tokenizer)
-    losses = report.losses
-    if losses and on_unrendered == "error":
-        raise UnrenderedRowsError(losses)
+        _warn(report, tokenizer, on_unrendered)
+    if report.losses and on_unrendered == "error":
+        raise UnrenderedRowsError(report.losses)
     if not report.kept:
         raise ValueError(f"No row of the {name} dataset is left to use.\n{report}")
     # Before rows are selected: a column that is added afterwards would copy all of them.
@@ -247,11 +246,11 @@ def _is_filled(dataset: Dataset, column: str, here: np.ndarray) -> bool:
     return bool((_numpy(table[column].is_valid(), False) & here).any())
 
 
-def _warn(report: PreparationReport, tokenizer: PreTrainedTokenizerBase) -> None:
+def _warn(report: PreparationReport, tokenizer: PreTrainedTokenizerBase, on_unrendered: str) -> None:
     """Say what a user must know even where reports are not printed."""
     for fault in report.faults:
         logger.warning("%s", fault)
-    if report.losses:
+    if report.losses and on_unrendered == "warn":
         logger.warning("%s", UNRENDERED_ADVICE)
     if tokenizer.chat_template:
         for source, found in report.sources.items():
