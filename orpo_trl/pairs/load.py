@@ -1,7 +1,7 @@
 """Names of datasets, as a recipe gives them, to datasets whose rows know where they come from."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,6 +11,7 @@ from datasets import Dataset, IterableDataset
 from datasets.exceptions import DatasetGenerationError
 
 from orpo_trl.config import DataArguments, DatasetSource, SettingsError
+from orpo_trl.pairs.broken_files import NO_ROW, fault_of, may_have_large_numbers
 from orpo_trl.pairs.rows import ROW_COLUMNS
 
 # Columns that name the origin of a row in errors and reports. Row numbers count from 0.
@@ -22,6 +23,9 @@ ORIGIN_COLUMNS = (SOURCE_COLUMN, ROW_COLUMN, UNREAD_COLUMN)
 
 Rows: TypeAlias = Dataset | IterableDataset
 
+_NOT_LOADED = "The split {!r} of the dataset {!r} could not be loaded: {}"
+# Bytes of JSON up to which a stream's file is looked through before training.
+_MAX_CHECKED = 1 << 30
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
@@ -104,6 +108,10 @@ def _load_source(entry: DatasetSource, streaming: bool) -> Rows:
     if looks_local and not local.exists():
         raise FileNotFoundError(f"The dataset {path!r} does not exist (looked for {local.resolve()}).")
     dataset: Any  # `load_dataset` and `load_from_disk` return rows or splits, by their arguments
+    files = _data_files(path, local, options)
+    names = entry.get("columns") or ROW_COLUMNS
+    read = list(names.values()) if isinstance(names, dict) else names
+    _refuse_broken(path, split, [file for file in files if _is_checked_first(file, streaming)], read)
     try:
         if local.is_file():
             dataset = _load_file(local, split, streaming)
@@ -112,7 +120,7 @@ def _load_source(entry: DatasetSource, streaming: bool) -> Rows:
             dataset = dataset.to_iterable_dataset() if streaming else dataset
         elif (local / "dataset_dict.json").exists():
             dataset = datasets.load_from_disk(str(local))[split]
-        elif files := _csv_files(local):
+        elif files and all(file.suffix == ".csv" for file in files):
             options = {"data_dir": str(local), **options, **_csv_options(files[0])}
             dataset = datasets.load_dataset("csv", split=split, streaming=streaming, **options)
         else:
@@ -120,12 +128,49 @@ def _load_source(entry: DatasetSource, streaming: bool) -> Rows:
                 str(local) if local.is_dir() else path, split=split, streaming=streaming, **options
             )
         has = dataset.column_names or list(next(iter(dataset), {}))
-    except (ValueError, KeyError, StopIteration, DatasetGenerationError) as error:
+        if isinstance(dataset, Dataset):
+            dataset.data.validate(full=True)  # readers of JSON take any bytes for text
+    except (ValueError, KeyError, StopIteration, TypeError, DatasetGenerationError) as error:
+        _refuse_broken(path, split, files, None)
         reason = error.__cause__ or error
-        reason = "it has no rows" if isinstance(reason, StopIteration) else reason
-        raise ValueError(f"The split {split!r} of the dataset {path!r} could not be loaded: {reason}") from error
+        reason = NO_ROW if isinstance(reason, StopIteration) else reason
+        raise ValueError(_NOT_LOADED.format(split, path, reason)) from error
     dataset, unread = _choose_columns(dataset, entry, has)
     return _note_origin(dataset, path if split == "train" else f"{path}:{split}", ",".join(unread))
+
+
+def _data_files(path: str, local: Path, options: dict[str, Any]) -> list[Path]:
+    """A local file, or those of a local folder that `datasets` reads."""
+    if local.is_file():
+        return [local]
+    if not local.is_dir() or (local / "state.json").exists() or (local / "dataset_dict.json").exists():
+        return []
+    try:
+        found = datasets.load_dataset_builder(str(local), **options).config.data_files or {}
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"The folder {path!r} has no data that could be loaded: {error}. Expected files ending in "
+            f"{', '.join(_BUILDERS)}."
+        ) from error
+    return [Path(file) for files in found.values() for file in files]
+
+
+def _is_checked_first(path: Path, streaming: bool) -> bool:
+    """Whether a file is looked through before it is loaded: its reader would change what is broken in it in silence, or
+    a stream would fail in the middle of training."""
+    if path.suffix == ".csv":
+        return True
+    if path.suffix == ".parquet":
+        return False
+    return may_have_large_numbers(path) or (streaming and path.stat().st_size <= _MAX_CHECKED)
+
+
+def _refuse_broken(path: str, split: str, files: list[Path], columns: Collection[str] | None) -> None:
+    for file in files:
+        fault = fault_of(file, columns)
+        if fault:
+            name = "" if str(file) == str(Path(path).expanduser()) else f"{file}: "
+            raise ValueError(_NOT_LOADED.format(split, path, name + fault))
 
 
 def _choose_columns(dataset: Rows, entry: DatasetSource, has: list[str]) -> tuple[Rows, list[str]]:
@@ -160,12 +205,6 @@ def _readable(has: list[str]) -> list[str]:
 
 def _quoted(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
-
-
-def _csv_files(folder: Path) -> list[Path]:
-    """The files of a local folder whose data is CSV."""
-    files = [path for path in folder.rglob("*") if path.suffix in _BUILDERS] if folder.is_dir() else []
-    return [] if any(path.suffix != ".csv" for path in files) else files
 
 
 def _csv_options(path: Path) -> dict[str, Any]:
