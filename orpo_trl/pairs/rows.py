@@ -1,12 +1,20 @@
 """One dataset row, of any accepted shape, to one pair. The shapes are listed in README.md, "Data formats"."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from orpo_trl.pairs.foreign_rows import MEDIA_COLUMNS, converted, parse_turns, refuse_media, turn_of_sharegpt
 from orpo_trl.pairs.row_errors import RowError, describe
+from orpo_trl.pairs.template_options import template_options
+from orpo_trl.pairs.transcripts import (
+    ASSISTANT,
+    HUMAN,
+    is_transcript,
+    is_transcript_with_answer,
+    split_transcripts,
+    transcript_turns,
+)
 from orpo_trl.upstream import remove_none_values
 
 Messages: TypeAlias = list[dict[str, Any]]
@@ -39,8 +47,6 @@ _QUESTIONS = ("instruction", "question", "input")
 _MARKERS = ("<image>", "<video>", "<audio>")
 # Where templates and data sets keep the reasoning of an answer.
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-_HUMAN = "\n\nHuman:"
-_ASSISTANT = "\n\nAssistant:"
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ def row_to_pair(row: Mapping[str, Any], strings_as_messages: bool = False, promp
     prompt = row.get("prompt")
     if isinstance(prompt, str) and not any(prompt.strip() in text for text in texts):
         notes += ("`prompt` is not read: it stands nowhere in the turns beside it",)
-    return replace(pair, read=read, notes=notes, options=_template_options(row))
+    return replace(pair, read=read, notes=notes, options=template_options(row))
 
 
 def _notes(texts: Iterable[str]) -> tuple[str, ...]:
@@ -306,8 +312,8 @@ def _pair_from_strings(
     elif not isinstance(prompt, str):
         raise RowError("prompt", "a string or a list of messages", describe(prompt))
     elif strings_as_messages:
-        is_transcript = prompt.rstrip().endswith(_ASSISTANT) and _is_transcript(prompt)
-        prompt = _transcript_turns(prompt.rstrip()) if is_transcript else [{"role": "user", "content": prompt}]
+        is_dialogue = prompt.rstrip().endswith(ASSISTANT) and is_transcript(prompt)
+        prompt = transcript_turns(prompt.rstrip()) if is_dialogue else [{"role": "user", "content": prompt}]
     return _pair(prompt, chosen, rejected, prompt_turns)
 
 
@@ -315,41 +321,17 @@ def _pair_from_transcripts(
     row: Mapping, chosen: str, rejected: str | None, strings_as_messages: bool, prompt_turns: str
 ) -> Pair:
     """Anthropic HH-RLHF: each side is a whole dialogue as one string, with no column for the prompt."""
-    prompt, answer = _split_transcript("chosen", chosen, row)
-    if rejected is not None:
-        other_prompt, rejected = _split_transcript("rejected", rejected, row)
-        if other_prompt != prompt:
-            raise RowError("rejected", "the turns of `chosen` up to the last", "another dialogue")
-    if strings_as_messages:
-        prompt, answer = _transcript_turns(prompt), answer.strip()
-        rejected = None if rejected is None else rejected.strip()
-    return _pair(prompt, answer, rejected, prompt_turns)
-
-
-def _split_transcript(name: str, text: str, row: Mapping) -> tuple[str, str]:
-    head, marker, answer = text.rpartition(_ASSISTANT)
-    if not marker or not _is_transcript(head):
+    if not is_transcript_with_answer(chosen):
         raise RowError(
             "prompt",
-            f"a prompt: `prompt`, `instruction` or `question`, or `{name}` from {_HUMAN!r} to {_ASSISTANT!r}",
+            f"a prompt: `prompt`, `instruction` or `question`, or `chosen` from {HUMAN!r} to {ASSISTANT!r}",
             f"nothing (the row has {_present(row)})",
         )
-    if _HUMAN in answer:
-        raise RowError(name, "a dialogue that ends with the assistant's answer", "one that ends with the human's")
-    return head + marker, answer
-
-
-def _is_transcript(text: str) -> bool:
-    return ("\n\n" + text.lstrip("\n")).startswith(_HUMAN)
-
-
-def _transcript_turns(prompt: str) -> Messages:
-    turns = []
-    for block in ("\n\n" + prompt.removesuffix(_ASSISTANT).lstrip("\n")).split(_HUMAN)[1:]:
-        user, *answers = block.split(_ASSISTANT)
-        turns.append({"role": "user", "content": user.strip()})
-        turns.extend({"role": "assistant", "content": answer.strip()} for answer in answers)
-    return turns
+    prompt, chosen, rejected = split_transcripts(chosen, rejected)
+    if not strings_as_messages:
+        return TextPair(prompt, chosen, rejected)
+    rejected = None if rejected is None else rejected.strip()
+    return _pair(transcript_turns(prompt), chosen.strip(), rejected, prompt_turns)
 
 
 def _pair(prompt: str | Messages, chosen: str, rejected: str | None, prompt_turns: str) -> Pair:
@@ -368,36 +350,6 @@ def _read(row: Mapping, pair: Pair) -> tuple[str, ...]:
     if isinstance(pair, ChatPair):
         names += ["system", "history", "tools", "documents", "chat_template_kwargs"]
     return tuple(name for name in names if name in row)
-
-
-def _template_options(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the chat template that the row brings."""
-    options = _json_column(row, "chat_template_kwargs") or {}
-    if not isinstance(options, dict):
-        raise RowError("chat_template_kwargs", "a mapping", f"{options!r:.60}")
-    named = {name: _json_column(row, name) for name in ("tools", "documents")}
-    tools = named["tools"]
-    if tools is not None and not (isinstance(tools, list) and all(_is_tool(tool) for tool in tools)):
-        raise RowError("tools", "a list of mappings with a `name`", f"{tools!r:.60}")
-    return {**{name: value for name, value in named.items() if value is not None}, **options}
-
-
-def _is_tool(tool: Any) -> bool:
-    function = tool.get("function", tool) if isinstance(tool, dict) else None
-    return isinstance(function, dict) and isinstance(function.get("name"), str)
-
-
-def _json_column(row: Mapping[str, Any], name: str) -> Any:
-    """A column that may hold its value as a JSON string, which Arrow stores where the rows' values differ in type."""
-    value = row.get(name)
-    if not isinstance(value, str):
-        return remove_none_values(value) if value else None
-    if not value.strip():
-        return None
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise RowError(name, "JSON", f"{value!r:.60} ({error})") from error
 
 
 def _present(row: Mapping) -> str:
