@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 _MAX_DEPTH = 100
-_MAX_BITS = 10_000  # Python prints no number of more than 4,300 digits
+_MAX_BITS = 14_000  # Python prints no number of more than 4,300 digits
 
 
 class RowError(ValueError):

@@ -172,7 +172,7 @@ def _end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     Beside that token, the ends of turns in other formats, where the tokenizer has each as a token of its own. A
     tokenizer that spells `<|im_end|>` in pieces never stops at it.
     """
-    added = tokenizer.get_added_vocab()
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
     return (str(tokenizer.eos_token), *(end for end in TURN_ENDS if end in added))
 
 
