@@ -13,7 +13,16 @@ ASSISTANT = "\n\nAssistant:"
 # What ends a turn, or a text, in the formats of common models.
 TURN_ENDS = (
     *("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<｜end▁of▁sentence｜>"),
-    *("<|im_end|>", "<|eot_id|>", "<|eot|>", "<end_of_turn>", "<|end|>", "<|return|>", "<|END_OF_TURN_TOKEN|>"),
+    *(
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|eot|>",
+        "<end_of_turn>",
+        "<turn|>",
+        "<|end|>",
+        "<|return|>",
+        "<|END_OF_TURN_TOKEN|>",
+    ),
 )
 
 REPEATED_PROMPT = (
@@ -34,7 +43,7 @@ class _Format(NamedTuple):
 
 
 def _format(turn: str, answer: str, is_plain: bool = False) -> _Format:
-    begin = r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|startoftext\|>|<｜begin▁of▁sentence｜>)?\s*"
+    begin = r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|startoftext\|>|<｜begin▁of▁sentence｜>|\[gMASK\]<sop>)?\s*"
     return _Format(re.compile(begin + turn), re.compile(answer), is_plain)
 
 
@@ -42,8 +51,11 @@ _FORMATS = (
     _format(r"<\|im_start\|>\w+(?:\n|<\|im_sep\|>)", r"<\|im_start\|>assistant(?:\n|<\|im_sep\|>)"),  # ChatML, Phi-4
     # Llama 3
     _format(r"<\|start_header_id\|>\w+<\|end_header_id\|>\n+", r"<\|start_header_id\|>assistant<\|end_header_id\|>\n+"),
-    _format(r"<\|(?:system|user|assistant)\|>\n", r"<\|assistant\|>\n"),  # Zephyr, Phi-3, Tülu, ours
+    _format(r"<\|(?:system|user|assistant)\|>\n", r"<\|assistant\|>\n"),  # Zephyr, Phi-3, Tülu, GLM
     _format(r"<start_of_turn>(?:user|model)\n", r"<start_of_turn>model\n"),  # Gemma
+    _format(r"<\|turn>(?:system|user|model)\n", r"<\|turn>model\n"),  # Gemma 4
+    _format(r"<\|start\|>\w+[^<]*<\|message\|>", r"<\|start\|>assistant[^\n]*?<\|message\|>"),  # GPT-OSS
+    _format(r"<\|START_OF_TURN_TOKEN\|><\|\w+\|>", r"<\|START_OF_TURN_TOKEN\|><\|CHATBOT_TOKEN\|>"),  # Cohere
     _format(r"<｜(?:User|Assistant)｜>", r"<｜Assistant｜>"),  # DeepSeek
     _format(r"\[INST\]", r"\[/INST\]", is_plain=True),  # Mistral, Llama 2
     _format(r"(?:Below is an instruction[^#]*)?### Instruction:\n", r"### Response:\n?", is_plain=True),  # Alpaca

@@ -1,6 +1,9 @@
 """Dialogues in strings: rendered before, repeated beside their prompt, or beginning alike."""
 
+from pathlib import Path
+
 import pytest
+import trl
 from hypothesis import given
 from hypothesis import strategies as st
 from trl import extract_prompt
@@ -19,6 +22,18 @@ FORMATS = {
     ),
     "Zephyr": ("<|system|>\ns</s>\n<|user|>\nq?</s>\n", "<|assistant|>\n", "</s>\n"),
     "Gemma": ("<bos><start_of_turn>user\nq?<end_of_turn>\n", "<start_of_turn>model\n", "<end_of_turn>\n"),
+    "Gemma 4": ("<bos><|turn>user\nq?<turn|>\n", "<|turn>model\n", "<turn|>\n"),
+    "GPT-OSS": (
+        "<|start|>system<|message|>s<|end|><|start|>user<|message|>q?<|end|>",
+        "<|start|>assistant<|channel|>final<|message|>",
+        "<|return|>",
+    ),
+    "Cohere": (
+        "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>q?<|END_OF_TURN_TOKEN|>",
+        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+        "<|END_OF_TURN_TOKEN|>",
+    ),
+    "GLM": ("[gMASK]<sop><|user|>\nq?", "<|assistant|>\n", "<|user|>"),
     "DeepSeek": ("<｜begin▁of▁sentence｜><｜User｜>q?", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"),
     "Mistral": ("<s>[INST] q? ", "[/INST]", "</s>"),
     "Llama 2 without special tokens": ("[INST] q? ", "[/INST]", ""),
@@ -82,6 +97,25 @@ def test_rendered_strings_are_not_rendered_once_more(turn, header, end):
     for prompt in (turn + header, turn + header + "a" + end + turn + header):
         with pytest.raises(RowError, match=r"column `prompt`.*rendered before"):
             row_to_pair({"prompt": prompt, "chosen": "good", "rejected": "bad"}, strings_as_messages=True)
+
+
+# Written for images: of a text they write nothing.
+FOR_IMAGES = ("idefics3", "llava_next", "smolvlm")
+
+
+def test_templates_of_trl_write_dialogues_that_are_found(tokenizer):
+    turns = [turn_of("user", "What is it?"), turn_of("assistant", "The cat.")]
+    for path in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja"):
+        if path.stem.removesuffix("_training") in FOR_IMAGES:
+            continue
+        tokenizer.chat_template = path.read_text()
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        pair = row_to_pair({"prompt": "What is it?", "chosen": text, "rejected": text.replace("The cat.", "The cow.")})
+        assert isinstance(pair, TextPair)
+        assert pair.prompt + pair.chosen == text
+        assert ("What is it?" in pair.prompt, "The cat." in pair.chosen) == (True, True)
+        with pytest.raises(RowError, match="rendered before"):
+            row_to_pair({"prompt": turns[:1], "chosen": text, "rejected": "No."})
 
 
 @pytest.mark.parametrize(
