@@ -1,5 +1,6 @@
 """`ORPOTrainer`: TRL's SFTTrainer on pairs, with the odds-ratio term."""
 
+import copy
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,7 +11,14 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
 from orpo_trl import trainer_checks as checks
 from orpo_trl import upstream
@@ -56,13 +64,14 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
           _save_checkpoint          SFTTrainer's own, with our model card
 
     Args:
-        model: a model, a PEFT model, or the Hub id or folder of one.
+        model: a model, a PEFT model, or the Hub id or folder of one; None with `model_init`.
         args: settings, or those of another trainer as `ORPOConfig.of` takes them; by default those of `ORPOConfig`,
             with an output folder named after the model.
         data_collator: makes a batch as `PairCollator` does; by default one according to `args`.
         train_dataset: rows of the shapes that README.md lists, or prepared pairs.
         eval_dataset: the same to evaluate on, or several by name.
         processing_class: tokenizer, or a processor that holds one; by default the model's.
+        model_init: makes the model, from nothing or from the trial of a search; `train` calls it anew each time.
         callbacks: added to the default ones.
         optimizers: optimizer and scheduler, made from `args` where None.
         optimizer_cls_and_kwargs: as in `transformers.Trainer`.
@@ -86,12 +95,13 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
 
     def __init__(
         self,
-        model: str | PreTrainedModel,
+        model: str | PreTrainedModel | None = None,
         args: TrainingArguments | None = None,
         data_collator: Callable[[list[dict]], dict[str, Any]] | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
         processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
         compute_metrics: None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
@@ -102,20 +112,27 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
     ):
         upstream.check_needs(upstream.HOOKS)
         checks.check_hooks(type(self), ORPOTrainer)
-        model_id = model if isinstance(model, str) else upstream.get_config_model_id(model.config)
-        args = ORPOConfig(f"{Path(model_id).name or 'model'}-ORPO") if args is None else ORPOConfig.of(args)
+        checks.check_source(model, model_init, optimizers)
+        name = model if isinstance(model, str) else "" if model is None else upstream.get_config_model_id(model.config)
+        args = ORPOConfig(f"{Path(name).name or 'model'}-ORPO") if args is None else ORPOConfig.of(args)
         checks.check_arguments(
             args, train_dataset, eval_dataset, compute_metrics, preprocess_logits_for_metrics, peft_config
         )
         checks.check_trackers(args)
-        if not isinstance(model, str):
-            checks.check_model(model, peft_config)
-        processing_class = self._before_weights(model, model_id, args, processing_class)
+        made: Any = model if model_init is None else self._first_model(model_init, args)
+        if model_init is not None or not isinstance(model, str):
+            checks.check_model(made, peft_config)
+            name = upstream.get_config_model_id(made.config)
+        processing_class = self._before_weights(model, name, args, processing_class)
+        if model_init is not None:
+            self._given_to_models = copy.deepcopy((processing_class, peft_config))
+        self._rows_to_train: Any = train_dataset
         super().__init__(
-            model=model,
+            model=made,
             args=args,
             data_collator=data_collator,
-            train_dataset=train_dataset,
+            # SFTTrainer goes by the names of columns: it would leave rows with an empty `image` unprepared.
+            train_dataset=checks.without_media(train_dataset),
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             callbacks=callbacks,
@@ -124,10 +141,19 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        self.model_init = model_init
         checks.check_parallelism(self.accelerator.parallelism_config)
-        self._set_up_batches(data_collator)
-        self._set_up_model()
-        self._set_up_logs()
+        self._given_collator = data_collator
+        self._set_up_batches()
+        self._set_up_model(self.model)
+        self._set_up_metrics()
+        self.callback_handler.callbacks[:] = standard_callbacks(self)
+        self._fixed = checks.fixed_settings(self.args)
+
+    def _first_model(self, model_init, args: ORPOConfig):
+        set_seed(args.seed)  # as `train` does
+        self.model_init = model_init
+        return super().call_model_init()
 
     def _before_weights(self, model, model_id: str, args: ORPOConfig, processing_class):
         """Load and check the tokenizer before the weights are loaded; SFTTrainer checks it afterwards."""
@@ -145,9 +171,27 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         self.recipe = settings_as_recipe(args, model_id)
         return processing_class
 
-    def _set_up_batches(self, data_collator) -> None:
+    def call_model_init(self, trial=None):
+        """A new model by `model_init`, made ready as the first one was at construction. `train` calls it."""
+        model: Any = super().call_model_init(trial)
+        checks.check_model(model, self._given_to_models[1])
+        model = self.set_up_model(model, *copy.deepcopy(self._given_to_models))
+        self._set_up_model(model)
+        return model
+
+    def begin_run(self, is_trial):
+        if self.model_init is None:
+            return
+        if is_trial:
+            checks.check_searched(self._fixed, self.args)
+            self.recipe = settings_as_recipe(self.args, upstream.get_config_model_id(self.model.config))
+        # The model is another one, and in a search the accelerator and the settings as well.
+        self._set_up_batches()
+        self._set_up_metrics()
+
+    def _set_up_batches(self) -> None:
         """Choose the layout that the model reads exactly, and the collator that makes it."""
-        args = self.args
+        args, data_collator = self.args, self._given_collator
         checks.check_vocabulary(self.text_tokenizer, self.model.config, args)
         wanted = args.pair_layout if data_collator is None else getattr(data_collator, "layout", "padded")
         self.layout, reason = choose_layout(self.model, wanted, bool(args.neftune_noise_alpha))
@@ -164,20 +208,20 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
             checks.check_collator(data_collator, args)
         self._sampler_in_use: GlobalBatchSampler | None = None
 
-    def _set_up_model(self) -> None:
-        checks.check_trainable(self.model)
+    def _set_up_model(self, model) -> None:
+        checks.check_trainable(model)
         evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
         for name, dataset in {"train": self.train_dataset, **evaluated}.items():
-            checks.check_positions(self.model, dataset, name, self.args)
+            checks.check_positions(model, dataset, name, self.args)
         if self.args.disable_dropout:
-            disable_dropout(self.model)
+            disable_dropout(model)
         if self.args.device.type == "cpu":
             upstream.use_cpu_head_tiles()
         # SFTTrainer's own head computes entropy and accuracy of the tokens as well, 3 % of a step on a CPU.
-        upstream.add_fused_lm_head(without_adapter(self.model))
+        upstream.add_fused_lm_head(without_adapter(model))
+        upstream.settle_head_of_tokens(without_adapter(model))
 
-    def _set_up_logs(self) -> None:
-        self.callback_handler.callbacks[:] = standard_callbacks(self)
+    def _set_up_metrics(self) -> None:
         self._throughput = Throughput(self.args.device, without_adapter(self.model), bool(is_peft_model(self.model)))
         aux_loss_weight = self.router_aux_loss_coef if self.aux_loss_enabled else None
         self.pair_metrics = PairMetrics(self.args, self.accelerator, self._throughput, aux_loss_weight)
@@ -190,6 +234,8 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
 
     def prepare_dataset(self, dataset, name, args):
         """Called by SFTTrainer for each dataset that it is given, at construction and by `evaluate`."""
+        if self._rows_to_train is not None:  # the first that SFTTrainer prepares; their media are looked at here
+            dataset, self._rows_to_train = self._rows_to_train, None
         checks.check_dataset(name, dataset)
         prepared, report = prepare_pairs(
             dataset,
@@ -206,6 +252,8 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
                 logger.info("%s", report)
             if name == "train":
                 checks.check_pairs(report, dataset, args)
+        if self.model is not None:  # the rows given at construction are prepared before it is set
+            checks.check_positions(self.model, prepared, name, args)
         return prepared.shuffle(seed=args.seed) if args.shuffle_dataset else prepared
 
     def get_train_dataloader(self):
@@ -339,7 +387,7 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         """Write the model card to the output folder. The Trainer calls it for each checkpoint as well."""
         if not self.is_world_process_zero():
             return
-        folder = Path(self.args.output_dir or "")
+        folder = self.run_folder
         write_card(
             folder,
             model_name=model_name or folder.name,
@@ -352,6 +400,16 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
             versions=installed_versions(),
             pages=run_pages(),
         )
+
+    # ---- Search --------------------------------------------------------------------------------------------------
+
+    def hyperparameter_search(self, hp_space=None, compute_objective=None, *args, **kwargs):
+        """The Trainer's own search, which needs `model_init`; each trial leaves its files in `OUTPUT_DIR/run-NUMBER`.
+
+        The objective is by default the loss on the evaluation set (`eval_loss`), where the Trainer adds up all metrics.
+        That loss is no measure where `beta` is among the settings that are searched.
+        """
+        return super().hyperparameter_search(hp_space, compute_objective or checks.evaluation_loss, *args, **kwargs)
 
     # ---- Evaluation ----------------------------------------------------------------------------------------------
 

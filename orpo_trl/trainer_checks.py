@@ -1,7 +1,10 @@
 """Checks of what a trainer is given, each as early as it can be known."""
 
+import copy
 import logging
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
@@ -9,8 +12,11 @@ from datasets import Dataset, IterableDataset
 from transformers.integrations import is_tensorboard_available, is_trackio_available
 
 from orpo_trl.config import ORPOConfig
+from orpo_trl.pairs.foreign_rows import MEDIA_COLUMNS, refuse_media
 from orpo_trl.pairs.preparation import PreparationReport
 from orpo_trl.pairs.prepare import NO_END_OF_SEQUENCE, column_names, pair_lengths
+from orpo_trl.pairs.row_errors import RowError
+from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.sampling import GlobalBatchSampler
 
 logger = logging.getLogger(__name__)
@@ -28,7 +34,53 @@ TRL_HOOKS = {
     "store_metrics": "override `log`",
 }
 
+# Settings that are read when the trainer is made, beside those that decide the tokens of a pair.
+_FIXED = (
+    *(rule.name for rule in fields(PairRules)),
+    "activation_offloading", "chat_template_path", "disable_dropout", "eos_token", "generate_during_eval",
+    "gradient_checkpointing", "neftune_noise_alpha", "on_malformed", "on_unrendered", "output_dir", "pad_token",
+    "router_aux_loss_coef", "shuffle_dataset", "use_cache",
+)  # fmt: skip
+
 _TRACKERS = {"tensorboard": is_tensorboard_available, "trackio": is_trackio_available}
+
+
+def check_source(model, model_init, optimizers) -> None:
+    """One of the two must say what is trained."""
+    if (model is None) == (model_init is None):
+        raise ValueError("Pass either `model` or `model_init`" + (", not both." if model is not None else "."))
+    if model_init is not None and any(optimizers):
+        raise ValueError(
+            "`optimizers` would hold the weights of one model, and `model_init` makes several: pass "
+            "`optimizer_cls_and_kwargs`, or set `optim`."
+        )
+
+
+def fixed_settings(args: ORPOConfig) -> dict[str, Any]:
+    """The settings that no trial of a search can change."""
+    return {name: copy.deepcopy(getattr(args, name)) for name in _FIXED}
+
+
+def check_searched(fixed: dict[str, Any], args: ORPOConfig) -> None:
+    """Refuse a trial that sets what was read when the trainer was made, and would change nothing."""
+    changed = [f"`{name}`" for name, value in fixed.items() if getattr(args, name) != value]
+    if changed:
+        raise ValueError(
+            f"A search cannot change {', '.join(changed)}, which the trainer has read at its construction. Make a "
+            "trainer for each value."
+        )
+
+
+def evaluation_loss(metrics: dict[str, float]) -> float:
+    """The objective of a search.
+
+    Raises:
+        ValueError: where the metrics are those of several evaluation sets.
+    """
+    if "eval_loss" not in metrics:
+        found = ", ".join(name for name in metrics if name.endswith("_loss"))
+        raise ValueError(f"`compute_objective` is needed, as there is no `eval_loss`. The losses are {found}.")
+    return metrics["eval_loss"]
 
 
 def check_arguments(
@@ -59,8 +111,17 @@ def check_arguments(
     ):
         strategy = args.train_sampling_strategy
         raise ValueError(f"`train_sampling_strategy: {strategy}` needs all lengths; a stream is read in its order.")
-    if "image" in first or "images" in first:
-        raise ValueError("The train dataset has images; ORPOTrainer trains on text alone. Remove the column.")
+    if args.on_malformed == "error":
+        try:
+            refuse_media(first)
+        except RowError as error:
+            raise ValueError(f"The train dataset, row 0: {error}") from error
+
+
+def without_media(dataset):
+    """The rows without their columns of images, audio and video."""
+    columns = [name for name in column_names(dataset) if name in MEDIA_COLUMNS]
+    return dataset.remove_columns(columns) if columns else dataset
 
 
 def check_dataset(name: str, dataset) -> None:
@@ -100,6 +161,8 @@ def check_hooks(trainer_class: type, our_class: type) -> None:
 
 def check_model(model, peft_config) -> None:
     """Check a model that is given as an object, before its rows are prepared."""
+    if not hasattr(model, "config"):
+        raise TypeError(f"`model`, or what `model_init` returns, must be a model of transformers, got {model!r:.60}.")
     check_decoder(model.config)
     causal = model.get_base_model() if is_peft_model(model) else model
     if causal.get_output_embeddings() is None:

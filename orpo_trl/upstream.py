@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import requires, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -110,6 +111,9 @@ NEEDS = (
     Need(f"{_UTILS}.add_fused_lm_head", "log-probabilities without logits", ("model", "cast_lm_head_to_fp32")),
     Need(f"{_UTILS}._CHUNKED_LOGPROB_CHUNK_SIZE", "tiles of the LM head that fit a CPU's cache"),
     Need("trl.kernels.chunked_logprob.TOKEN_CHUNK_SIZE", "tiles of the LM head that fit a CPU's cache"),
+    Need("peft.utils.other.TrainableTokensWrapper", "a head of which an adapter trains the rows of some tokens"),
+    Need("peft.utils.other.TrainableTokensWrapper.token_adapter", "a head of which an adapter trains the rows of some "
+         "tokens", is_of_instances=True),
     # ---- Models
     Need(f"{_UTILS}.disable_dropout_in_model", "`disable_dropout`", ("model",)),
     Need(f"{_UTILS}.get_config_model_id", "the name of a model that was given as an object", ("config",)),
@@ -146,6 +150,9 @@ NEEDS = (
     Need(f"{_SFT}._tokenizer", "the tokenizer inside a processor", is_of_instances=True),
     Need(f"{_SFT}._tag_names", "the tags of a model on the Hub"),
     Need(f"{_SFT}._save_checkpoint", "throughput without the time of saving", ("model", "trial")),
+    Need("trl.trainer.base_trainer._BaseTrainer", "`model_init`: what SFTTrainer does to a model, without a Trainer"),
+    Need(f"{_SFT}.maybe_activation_offload_context", "`activation_offloading` of a model of `model_init`",
+         is_of_instances=True),
     Need(f"{_SFT}.aux_loss_enabled", "the load-balancing loss of a mixture of experts", is_of_instances=True),
     Need(f"{_SFT}.router_aux_loss_coef", "the load-balancing loss of a mixture of experts", is_of_instances=True),
     Need(f"{_TRAINER}._signature_columns", "the columns of pairs", is_of_instances=True),
@@ -153,6 +160,8 @@ NEEDS = (
          is_of_instances=True),
     Need(f"{_TRAINER}._get_train_sampler", "a sampler that gives each rank its own rows", ("train_dataset",)),
     Need(f"{_TRAINER}._get_eval_sampler", "a sampler that gives each rank its own rows", ("eval_dataset",)),
+    Need(f"{_TRAINER}._hp_search_setup", "the settings of a trial, and a new model's batches and metrics", ("trial",)),
+    Need(f"{_TRAINER}._get_output_dir", "the folder of a trial", ("trial",)),
     Need(f"{_TRAINER}._run_epoch", "the order of the rows of a resumed epoch", ("model", "epoch")),
     Need(f"{_TRAINER}._get_num_items_in_batch", "the counts that a step's loss is divided by",
          ("batch_samples", "device")),
@@ -212,6 +221,7 @@ try:
     from trl.kernels import chunked_logprob
     from trl.models import unwrap_model_for_generation as unwrap_model_for_generation
     from trl.trainer import utils as trl_utils
+    from trl.trainer.base_trainer import _BaseTrainer
     from trl.trainer.utils import add_fused_lm_head as add_fused_lm_head
     from trl.trainer.utils import disable_dropout_in_model as disable_dropout_in_model
     from trl.trainer.utils import get_comet_experiment_url as get_comet_experiment_url
@@ -238,6 +248,37 @@ except (ImportError, AttributeError):
 def use_cpu_head_tiles() -> None:
     """Let the fused LM head of this process compute the tiles that are fast on a CPU. TRL has no setting for them."""
     chunked_logprob.TOKEN_CHUNK_SIZE, trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = HEAD_TILES["cpu"]
+
+
+def settle_head_of_tokens(model: PreTrainedModel) -> None:
+    """Let the fused LM head read a head of which an adapter trains the rows of some tokens.
+
+    `trainable_token_indices` wraps the head where it is named there, or tied to the embeddings. TRL reads the weight
+    and the bias of the head, and peft's wrapper has the weight alone.
+
+    Args:
+        model: without the wrapper of its adapter.
+
+    Raises:
+        ValueError: where peft itself would leave out the head's bias, or has wrapped a head that it trains as a whole.
+    """
+    if not is_peft_available():
+        return
+    from peft.utils.other import TrainableTokensWrapper
+
+    head: Any = model.get_output_embeddings()
+    if not isinstance(head, TrainableTokensWrapper):
+        return
+    base = head.token_adapter.base_layer
+    if not isinstance(base, nn.Linear):
+        raise ValueError(
+            "`trainable_token_indices` with `modules_to_save` of the LM head: the head is tied to the embeddings, and "
+            "peft cannot train it twice. Remove the head from `modules_to_save`. (A tokenizer as `chat_template_path` "
+            "that adds tokens sets both: add them yourself, with a .jinja file as `chat_template_path`.)"
+        )
+    if base.bias is not None:
+        raise ValueError("`trainable_token_indices`: the LM head has a bias, which peft would leave out.")
+    setattr(head, "bias", None)  # noqa: B010 (to a type checker, a module holds tensors alone)
 
 
 def run_fused_head(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
@@ -348,12 +389,45 @@ class RankAwareSampler(BatchRebalanceSampler):
 # ---- The trainer -----------------------------------------------------------------------------------------------------
 
 
+class _NoTrainer(_BaseTrainer):
+    """Stands where SFTTrainer would make a Trainer of the model."""
+
+    def __init__(self, model: Any, **_: Any):
+        self.model = model
+
+
+_Stand: Any = _NoTrainer
+
+
+class _ModelSetUp(SFTTrainer, _Stand):
+    """What SFTTrainer does to a model that it is given, for a trainer that has trained another one before.
+
+    Args:
+        trainer: the one that trains `model`.
+        model: as `model_init` has made it.
+        processing_class: of `trainer`, as it was given: SFTTrainer may add tokens, to it and to the model.
+        peft_config: likewise.
+    """
+
+    def __init__(self, trainer: SFTTrainer, model: PreTrainedModel, processing_class: Any, peft_config: Any):
+        self.args, self.accelerator, self._tag_names = trainer.args, trainer.accelerator, trainer._tag_names
+        # SFTTrainer looks at the first row, for images.
+        rows = Dataset.from_list([{"chosen": ""}])
+        super().__init__(
+            model, trainer.args, train_dataset=rows, processing_class=processing_class, peft_config=peft_config
+        )
+
+    def _prepare_dataset(self, dataset, *args, **kwargs):
+        return dataset
+
+
 class HookedSFTTrainer(SFTTrainer):
     """SFTTrainer, whose private methods call methods that a subclass overrides.
 
     Attributes:
         dataset_columns: of a prepared dataset, those that the collator reads.
         hub_tags: of the model on the Hub.
+        run_folder: where a run leaves its files: `output_dir`, or in a search the trial's folder in it.
     """
 
     dataset_columns: tuple[str, ...] = ()
@@ -361,7 +435,7 @@ class HookedSFTTrainer(SFTTrainer):
 
     # The Trainer types these as what they may be before it is set up.
     args: Any
-    model: Any
+    model: Any = None
     data_collator: Any
     train_dataset: Any
     eval_dataset: Any
@@ -373,6 +447,24 @@ class HookedSFTTrainer(SFTTrainer):
         # goes by this attribute, which it has found from the model. (`loss_is_scaled_for_ga` says the same, but early
         # releases of transformers 5 do not know it.)
         self.model_accepts_loss_kwargs = True
+        self.run_folder = Path(self.args.output_dir)
+
+    def set_up_model(self, model: PreTrainedModel, processing_class: Any, peft_config: Any) -> Any:
+        """Make a later model of `model_init` ready, as SFTTrainer makes the first one at construction.
+
+        Args:
+            model: as `model_init` has made it; is changed.
+            processing_class, peft_config: copies of what the trainer was given; are changed.
+
+        Returns:
+            The model, or the PEFT model around it.
+        """
+        made = _ModelSetUp(self, model, processing_class, peft_config)
+        for name in ("maybe_activation_offload_context", "aux_loss_enabled", "router_aux_loss_coef"):
+            setattr(self, name, getattr(made, name))
+        ready: Any = made.model
+        ready.config.use_cache = self.args.use_cache  # the Trainer's part
+        return ready
 
     @property
     def text_tokenizer(self) -> Any:
@@ -395,6 +487,9 @@ class HookedSFTTrainer(SFTTrainer):
 
     def eval_sampler(self, dataset: Any) -> Any:
         raise NotImplementedError
+
+    def begin_run(self, is_trial: bool) -> None:
+        """Called by `train` when it has its model and, in a search, the settings of the trial."""
 
     def begin_epoch(self, epoch: int) -> None:
         """Called before each epoch, the rest of a resumed one included."""
@@ -440,6 +535,11 @@ class HookedSFTTrainer(SFTTrainer):
 
     def _get_eval_sampler(self, eval_dataset):
         return self.eval_sampler(eval_dataset)
+
+    def _hp_search_setup(self, trial):
+        super()._hp_search_setup(trial)
+        self.run_folder = Path(self._get_output_dir(trial))
+        self.begin_run(trial is not None)
 
     def _run_epoch(self, model, epoch, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:

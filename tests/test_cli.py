@@ -210,6 +210,7 @@ def test_dry_run_prints_a_command_line_and_nothing_else(monkeypatch):
     assert overrides == "0.3 --run_name 'a b' --max_steps -1"
 
 
+@pytest.mark.slow
 def test_slurm_script_starts_one_launcher_on_each_machine(tmp_path):
     """SLURM's own programs are stood in for: what they are asked for, and what they set, is from its manual."""
     for name, text in {

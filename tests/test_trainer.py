@@ -584,7 +584,10 @@ def test_misnamed_rejected_column_is_an_error(tokenizer, tmp_path):
         ({"train_dataset": None}, "`train_dataset` is required"),
         ({"train_dataset": make_dataset(4), "eval_dataset": make_dataset(4).select([])}, "eval dataset has no rows"),
         ({"train_dataset": Dataset.from_dict({"prompt": [], "chosen": [], "rejected": []})}, "has no rows"),
-        ({"train_dataset": Dataset.from_list([{"image": "x", "chosen": "a"}])}, "has images"),
+        (
+            {"train_dataset": Dataset.from_list([{"image": "x", "chosen": "a"}])},
+            "The train dataset, row 0: column `image`: expected no content",
+        ),
     ],
 )
 def test_datasets_that_are_refused(tokenizer, tmp_path, kwargs, message):

@@ -1,10 +1,14 @@
 """What users bring to the trainer from elsewhere: models, subclasses, arguments and rows."""
 
+import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from datasets import DatasetDict
+import torch
+from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from support.reference import step_metrics
 from support.small import make_dataset, make_rows, settings, tiny_model
 from transformers import (
     GPT2Config,
@@ -60,6 +64,61 @@ def test_a_model_with_virtual_tokens_is_refused(tokenizer, tmp_path):
     model = get_peft_model(tiny_model(), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
     with pytest.raises(ValueError, match="`model`: PrefixTuningConfig puts virtual tokens"):
         make_trainer(model, tokenizer, tmp_path)
+
+
+def adapter_of_tokens(tokens: Any, **options) -> LoraConfig:
+    return LoraConfig(
+        r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False, trainable_token_indices=tokens,
+        **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_adapter_that_trains_some_tokens_is_as_its_own_forward_pass(module, tied, layout, tokenizer, tmp_path):
+    """TRL's fused head asks peft's wrapper of a tied head for a bias, and stopped in the first step."""
+    tokens = [tokenizer.eos_token_id, *tokenizer(" people day")["input_ids"]]
+    trainer = ORPOTrainer(
+        tiny_model(tie_word_embeddings=tied), settings(tmp_path, pair_layout=layout), train_dataset=make_dataset(4),
+        processing_class=tokenizer, peft_config=adapter_of_tokens({module: tokens}),
+    )  # fmt: skip
+    trained = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    (rows,) = [weight for name, weight in trained.items() if "trainable_tokens_delta" in name]
+    rows.data.add_(torch.randn_like(rows))  # apart from the base model's rows
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(trainer.model, batch)
+    gradients = torch.autograd.grad(loss, list(trained.values()))
+    expected = step_metrics(trainer.model, [list(trainer.train_dataset)], 0.1, "sequence", "token_mean", 1024)["loss"]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for found, wanted in zip(gradients, torch.autograd.grad(expected, list(trained.values())), strict=True):
+        assert (found - wanted).norm() <= 1e-5 * wanted.norm()
+    trainer.train()
+    trainer.save_model()
+    loaded = PeftModel.from_pretrained(tiny_model(tie_word_embeddings=tied), tmp_path)
+    ids = torch.tensor([[5, *tokens, 7]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, trainer.model.eval()(ids).logits)
+
+
+def test_a_tied_head_that_is_trained_twice_is_refused(tokenizer, tmp_path):
+    """peft's own forward pass fails; SFTTrainer asks for it where a tokenizer as template adds tokens."""
+    tied, twice = tiny_model(tie_word_embeddings=True), adapter_of_tokens([5], modules_to_save=["lm_head"])
+    message = "`trainable_token_indices` with `modules_to_save` of the LM head"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(get_peft_model(tied, twice), tokenizer, tmp_path)
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["<extra>"])
+    other.save_pretrained(tmp_path / "other")
+    for is_tied, outcome in ((True, pytest.raises(ValueError, match=message)), (False, nullcontext())):
+        with outcome:
+            trainer = ORPOTrainer(
+                tiny_model(tie_word_embeddings=is_tied), settings(tmp_path, chat_template_path=str(tmp_path / "other")),
+                train_dataset=make_dataset(8), processing_class=copy.deepcopy(tokenizer),
+                peft_config=copy.deepcopy(LORA),
+            )  # fmt: skip
+            trainer.train()
+            assert trainer.state.global_step == 2
 
 
 @pytest.mark.parametrize(
@@ -187,6 +246,68 @@ def test_a_dict_of_splits_as_train_set_names_them(tokenizer, tmp_path):
     splits = DatasetDict({"train": make_dataset(4), "test": make_dataset(4)})
     with pytest.raises(TypeError, match=r"got DatasetDict\. Pass one of its splits: train, test"):
         make_trainer(tiny_model(), tokenizer, tmp_path, train_dataset=splits)
+
+
+def with_media(rows: list[dict], values: dict[str, list]) -> Dataset:
+    return Dataset.from_list(
+        [{**row, **{name: these[i] for name, these in values.items()}} for i, row in enumerate(rows)]
+    )
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_columns_of_media_without_content_are_no_media(is_stream, tokenizer, tmp_path):
+    """SFTTrainer takes a set whose first row has a key `image` for one of a vision model."""
+    rows = with_media(make_rows(4), {"image": [None] * 4, "images": [[], None, [], None], "audio": [None] * 4})
+    rows = rows.to_iterable_dataset() if is_stream else rows
+    trainer = make_trainer(tiny_model(), tokenizer, tmp_path, train_dataset=rows, eval_dataset=rows)
+    trainer.train()
+    plain = make_trainer(tiny_model(), tokenizer, tmp_path, train_sampling_strategy="sequential")
+    plain.train()
+    if is_stream:
+        assert trainer.state.log_history[0]["loss"] == pytest.approx(plain.state.log_history[0]["loss"])
+    expected = plain.evaluate(make_dataset(4))["eval_loss"]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected)
+    assert trainer.evaluate(rows)["eval_loss"] == pytest.approx(expected)
+    assert (trainer.predict(rows).metrics or {})["test_loss"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_media_with_content_are_refused_by_row(is_stream, tokenizer, tmp_path):
+    rows = with_media(make_rows(4), {"image": [None, None, "cow.png", None]})
+    given = rows.to_iterable_dataset() if is_stream else rows
+    named = "row 2: column `image`: expected no content"
+    with pytest.raises(ValueError, match=f"train, {named}"):
+        make_trainer(tiny_model(), tokenizer, tmp_path, train_dataset=given).train()
+    trainer = make_trainer(tiny_model(), tokenizer, tmp_path)
+    for evaluate in (trainer.evaluate, trainer.predict):
+        with pytest.raises(ValueError, match=named):
+            evaluate(given)
+    dropping = make_trainer(tiny_model(), tokenizer, tmp_path, train_dataset=rows, on_malformed="drop")
+    assert dropping.preparation_reports["train"].sources["train"].dropped_rows == {"malformed": [2]}
+
+
+def test_media_in_the_first_row_are_refused_before_the_weights_are_loaded(tokenizer, tmp_path):
+    rows = with_media(make_rows(2), {"images": [["cow.png"], None]})
+    with pytest.raises(ValueError, match="The train dataset, row 0: column `images`"):
+        make_trainer("no/such/model", tokenizer, tmp_path, train_dataset=rows)
+
+
+def test_rows_beyond_the_positions_are_looked_for_in_every_set(tokenizer, tmp_path):
+    """`evaluate` and `predict` on longer rows than those of training ended in an IndexError."""
+    learned = GPT2LMHeadModel(GPT2Config(vocab_size=768, n_embd=8, n_layer=1, n_head=2, n_positions=32))
+    short = Dataset.from_list([{"prompt": "a cow:", "chosen": " moo", "rejected": " oink"}] * 4)
+    trainer = make_trainer(learned, tokenizer, tmp_path, train_dataset=short, max_length=None)
+    calls = (
+        (lambda: trainer.evaluate(make_dataset(4)), "eval"),
+        (lambda: trainer.evaluate({"long": make_dataset(4)}), "long"),
+        (lambda: trainer.predict(make_dataset(4)), "test"),
+    )
+    for call, name in calls:
+        with pytest.raises(ValueError, match=f"longest row of the {name} dataset .* the model has 32 positions"):
+            call()
+    with pytest.raises(ValueError, match="`max_length: None` lets rows of a stream be longer"):
+        trainer.evaluate(make_dataset(4).to_iterable_dataset())
+    assert trainer.evaluate(short)["eval_loss"] > 0
 
 
 def test_predict_takes_the_rows_that_evaluate_takes(tokenizer, tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from support.small import REPOSITORY, make_dataset, settings, tiny_model
 from transformers import MistralConfig
 
@@ -52,6 +53,7 @@ def instances(trainer):
     from transformers.integrations import WandbCallback
 
     rows = Dataset.from_list([{"a": 1}])
+    tokens = LoraConfig(target_modules=["q_proj"], trainable_token_indices=[5])
     return {
         "Trainer": trainer,
         "SFTTrainer": trainer,
@@ -59,6 +61,7 @@ def instances(trainer):
         "WandbCallback": WandbCallback(),
         "BatchRebalanceSampler": trainer.train_sampler(trainer.train_dataset),
         "GradientState": trainer.accelerator.gradient_state,
+        "TrainableTokensWrapper": get_peft_model(tiny_model(), tokens).get_input_embeddings(),
     }
 
 

@@ -1,6 +1,7 @@
 """Logs what the diagnosis finds while a run trains."""
 
 import logging
+from typing import Any
 
 from transformers import TrainerCallback
 
@@ -10,14 +11,9 @@ logger = logging.getLogger(__name__)
 
 
 class FindingWarnings(TrainerCallback):
-    """Warns once of each finding of `diagnose`, which it calls about a hundred times in a run.
+    """Warns once of each finding of `diagnose`, which it calls about a hundred times in a run."""
 
-    Args:
-        beta: weight of the odds-ratio term.
-    """
-
-    def __init__(self, beta: float):
-        self.beta = beta
+    def __init__(self):
         self._logged: set[str] = set()
         self._next_look = 0
 
@@ -25,13 +21,13 @@ class FindingWarnings(TrainerCallback):
         self._logged.clear()
         self._next_look = 0
 
-    def on_log(self, args, state, control, **kwargs):
+    def on_log(self, args: Any, state, control, **kwargs):
         if not state.is_world_process_zero or state.global_step < self._next_look:
             return
         # Each call reads all logs so far.
         self._next_look = state.global_step + state.max_steps // 100
         warmup = args.get_warmup_steps(state.max_steps)
-        for kind, sentence in diagnose(state.log_history, self.beta, warmup, state.max_steps).items():
+        for kind, sentence in diagnose(state.log_history, args.beta, warmup, state.max_steps).items():
             # The trainer itself warns of a non-finite step, and names the metrics and micro-batches.
             if kind not in self._logged and kind != NON_FINITE:
                 self._logged.add(kind)

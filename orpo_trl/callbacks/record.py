@@ -38,8 +38,11 @@ class RunRecord(TrainerCallback):
 
     def __init__(self, trainer):
         self.trainer = trainer
-        self._folder = Path(trainer.args.output_dir)
         self._record: dict[str, Any] | None = None
+
+    @property
+    def _folder(self) -> Path:
+        return self.trainer.run_folder
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
@@ -62,6 +65,7 @@ class RunRecord(TrainerCallback):
         if state.is_world_process_zero:
             record = {**(self._record or {}), "finished": _now(), "last_step": state.global_step}
             run_folder.write_record(self._folder, record)
+        self._record = None  # the next call of `train` begins another run
 
     def _begin(self, state) -> None:
         trainer = self.trainer

@@ -24,15 +24,19 @@ class SampleCompletions(TrainerCallback):
 
     def __init__(self, trainer):
         self.trainer = trainer
-        self._folder = Path(trainer.args.output_dir)
-        self.done: set[tuple[int, str]] = set()
+        self.done: set[tuple[Path, int, str]] = set()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # A run that begins anew has no samples of its later steps, whatever an earlier one has written.
+        self.done = {key for key in self.done if key[1] <= state.global_step}
 
     def on_evaluate(self, args, state, control, **kwargs):
         trainer = self.trainer
         name, dataset = trainer.evaluated
-        if (state.global_step, name) in self.done:  # the last step is evaluated again at the end of a run
+        folder = trainer.run_folder
+        if (folder, state.global_step, name) in self.done:  # the last step is evaluated again at the end of a run
             return
-        self.done.add((state.global_step, name))
+        self.done.add((folder, state.global_step, name))
         examples = list(islice(dataset, NUM_SAMPLES))
         completions = self._generate([example["prompt_ids"] for example in examples])
         if not state.is_world_process_zero:
@@ -49,7 +53,7 @@ class SampleCompletions(TrainerCallback):
             }
             for example, completion in zip(examples, completions, strict=True)
         ]
-        run_folder.append_samples(self._folder, records)
+        run_folder.append_samples(folder, records)
         if "wandb" in (args.report_to or ()):
             log_table(f"samples/{name}", records, state.global_step)
 

@@ -26,4 +26,4 @@ def standard_callbacks(trainer) -> list[TrainerCallback]:
     found.append(RunRecord(trainer))  # after the trackers, whose runs it records
     if trainer.args.generate_during_eval:
         found.append(SampleCompletions(trainer))
-    return [*found, FindingWarnings(trainer.args.beta), LastLog()]
+    return [*found, FindingWarnings(), LastLog()]

@@ -1,6 +1,9 @@
 """The steps that look at what a run reads: recipe, model config, tokenizer, template, rows."""
 
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +15,17 @@ from orpo_trl.attention import why_not_exact
 from orpo_trl.check.results import CheckOptions, DataResult, Failed, ModelResult, RecipeResult, Skipped
 from orpo_trl.check.scored_tokens import show_pair
 from orpo_trl.model import load_tokenizer, model_init_kwargs, model_name, settle_tokenizer
-from orpo_trl.pairs.load import load_pairs
 from orpo_trl.pairs.preparation import PreparationReport
 from orpo_trl.pairs.prepare import UNRENDERED_ADVICE, pair_lengths, prepare_pairs
 from orpo_trl.pairs.rendering import render
-from orpo_trl.pairs.rows import REASONING_KEYS, ChatPair, RowError
+from orpo_trl.pairs.rows import REASONING_KEYS, ChatPair, RowError, row_to_pair
 from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.recipe.parse import build_settings, load_recipe
 
 # Rows to prepare without `--full`, chosen at random.
 SAMPLE = 2_000
+# Rows of each set in which tools are looked for.
+_LOOKED_AT = 200
 _SYSTEM = {"role": "system", "content": "Count with care."}
 _TALK = [
     {"role": "user", "content": "What is 1 + 1?"},
@@ -30,6 +34,32 @@ _TALK = [
 ]
 _ANSWER = {"role": "assistant", "content": "That is 4."}
 _THOUGHTS = "Two and two make four."
+_TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "add",
+            "description": "Adds two numbers.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "first": {"type": "integer", "description": "A number."},
+                    "second": {"type": "integer", "description": "Another number."},
+                },
+                "required": ["first", "second"],
+            },
+        },
+    }
+]
+_CALL = {
+    "role": "assistant",
+    "content": "",
+    # Some templates want an id of nine letters or digits.
+    "tool_calls": [
+        {"id": "add000001", "type": "function", "function": {"name": "add", "arguments": {"first": 2, "second": 2}}}
+    ],
+}
+_RESULT = {"role": "tool", "name": "add", "tool_call_id": "add000001", "content": "The sum is 4."}
 
 
 def check_recipe(options: CheckOptions) -> Iterator[str | RecipeResult]:
@@ -112,49 +142,76 @@ def _load_config(recipe: RecipeResult, revision: str | None) -> PreTrainedConfig
         raise Failed(f"no config of `model_name_or_path: {name}`: {error}") from error
 
 
-def check_template(options: CheckOptions, model: ModelResult) -> Iterator[str]:
+def check_template(options: CheckOptions, recipe: RecipeResult, model: ModelResult) -> Iterator[str]:
     """Whether the chat template renders a conversation as training needs it."""
     tokenizer = model.tokenizer
     if tokenizer.eos_token_id is None:
         raise Failed("The tokenizer has no end-of-sequence token; set `eos_token` to a token of its vocabulary.")
     if not tokenizer.chat_template:
         raise Skipped("no chat template; rows of plain text need none")
-    prompt = str(tokenizer.apply_chat_template(_TALK, tokenize=False, add_generation_prompt=True))
-    whole = str(tokenizer.apply_chat_template([*_TALK, _ANSWER], tokenize=False))
+    pair, refused = _trial(tokenizer, _have_tools(recipe))
+    rendering = render(pair, tokenizer)
+    prompt, (whole,) = rendering.prompt, rendering.dialogues
     yield repr(whole)
-    if not whole.startswith(prompt):
-        raise Failed(f"A conversation does not begin with its own prompt:\n{prompt!r}\n{whole!r}")
-    if _ANSWER["content"] not in whole[len(prompt) :]:
-        raise Failed(f"The answer is not in what follows the prompt: {whole[len(prompt) :]!r}")
+    yield from refused
+    if rendering.losses:
+        words = "\n".join(f"{kind}: {words!r}" for kind, words in rendering.losses)
+        raise Failed(f"The template leaves out words of a conversation, or renders a turn in two ways:\n{words}")
+    common = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(prompt, whole, strict=False)))
+    if common < len(prompt):
+        yield f"the prompt ends with {prompt[common:]!r} only where no answer follows: training leaves that out"
     ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
     back = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
     if back.split() != whole.split():  # SentencePiece writes a space after special tokens
         raise Failed(f"The tokens decode to another text:\n{whole!r}\n{back!r}")
-    answer = tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
+    answer = tokenizer(whole[common:], add_special_tokens=False)["input_ids"]
     if tokenizer.eos_token_id not in answer:
         raise Failed(
             f"The template never writes the end-of-sequence token {tokenizer.eos_token!r} after an answer, so that the "
             "model would not learn to stop. Set `eos_token` to the token that ends a turn."
         )
-    yield f"prompt, answer and end-of-sequence token {tokenizer.eos_token!r} come back as they were"
-    yield from _check_all_words(tokenizer)
-
-
-def _check_all_words(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Whether the template renders each turn of a longer conversation, or refuses it by an error."""
-    try:
-        lost = render(ChatPair([_SYSTEM, *_TALK], [_ANSWER], None), tokenizer).losses
-    except RowError as error:
-        yield f"the template refuses a system turn: a row with one is malformed ({error.received:.80})"
-    else:
-        if lost:
-            words = "\n".join(f"{kind}: {words!r}" for kind, words in lost)
-            raise Failed(f"The template leaves out words of a conversation, and says nothing:\n{words}")
-        yield "system, user and assistant turns are rendered whole, with and without an answer"
+    yield f"all turns, and the end-of-sequence token {tokenizer.eos_token!r}, come back as they were"
     # Templates have one name or another for thoughts. One that knows none of them trains answers without.
     known = [name for name in REASONING_KEYS if _renders_thoughts(tokenizer, {**_ANSWER, name: _THOUGHTS})]
     names = ", ".join(f"`{name}`" for name in known)
     yield "thoughts of an answer: " + (f"rendered from {names}" if known else "the template renders none")
+
+
+def _trial(tokenizer: PreTrainedTokenizerBase, has_tools: bool) -> tuple[ChatPair, list[str]]:
+    """A conversation of every kind of turn that the template accepts, and a line for each kind that it refuses."""
+    pair, refused = ChatPair(_TALK, [_ANSWER], None), []
+    kinds: list[tuple] = [("a system turn", [_SYSTEM], [], {})]
+    if has_tools:
+        kinds.append(("a tool call", [], [_CALL, _RESULT], {"tools": _TOOLS}))
+    for kind, first, last, options in kinds:
+        more = replace(pair, prompt=[*first, *pair.prompt, *last], options=options)
+        try:
+            render(more, tokenizer)
+        except RowError as error:
+            refused.append(f"the template refuses {kind}: a row with one is malformed ({error.received:.80})")
+        else:
+            pair = more
+    return pair, refused
+
+
+def _have_tools(recipe: RecipeResult) -> bool:
+    """Whether a row has tools or calls one, of some from all over each set."""
+    training = recipe.training
+    with suppress(Exception):  # rows that cannot be loaded are the matter of the step "Data"
+        for rows in recipe.sets.values():
+            if isinstance(rows, Dataset):
+                rows = rows.select(range(0, len(rows), max(1, len(rows) // _LOOKED_AT)))
+            for row in islice(rows, _LOOKED_AT):
+                with suppress(RowError):
+                    pair = row_to_pair(row, training.strings_as_messages, training.prompt_turns)
+                    if isinstance(pair, ChatPair) and _has_tools(pair):
+                        return True
+    return False
+
+
+def _has_tools(pair: ChatPair) -> bool:
+    turns = (*pair.prompt, *pair.chosen, *(pair.rejected or ()))
+    return bool(pair.options.get("tools")) or any(turn.get("tool_calls") for turn in turns)
 
 
 def _renders_thoughts(tokenizer: PreTrainedTokenizerBase, answer: dict) -> bool:
@@ -167,11 +224,8 @@ def _renders_thoughts(tokenizer: PreTrainedTokenizerBase, answer: dict) -> bool:
 def check_data(options: CheckOptions, recipe: RecipeResult, model: ModelResult) -> Iterator[str | DataResult]:
     """Prepares rows of the training and evaluation sets."""
     training = recipe.training
-    with_test = training.eval_strategy != "no"
-    train, test = load_pairs(recipe.data_args, with_test, seed=training.seed)
     rules = PairRules.of(training)
-    sets = {"train": train, **(test if isinstance(test, dict) else {"eval": test} if with_test else {})}
-    for name, rows in sets.items():
+    for name, rows in recipe.sets.items():
         sample, total = _sample(rows, options.full, training.seed)
         pairs, report = prepare_pairs(
             sample, model.tokenizer, rules, name, training.on_malformed, training.on_unrendered

@@ -1,14 +1,16 @@
 """What the steps of a check share: the options of the command, and the result of each step."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from orpo_trl.config import DataArguments, ModelArguments, ORPOConfig
 from orpo_trl.devices import count_gpus
 from orpo_trl.lengths import PairLengths
+from orpo_trl.pairs.load import load_pairs
 
 
 class Failed(Exception):
@@ -66,6 +68,14 @@ class RecipeResult:
     data_args: DataArguments
     training: ORPOConfig
     own: dict[str, Any]
+
+    @cached_property
+    def sets(self) -> dict[str, Dataset | IterableDataset]:
+        """Rows of the training set and of those that the run evaluates on, by name."""
+        with_test = self.training.eval_strategy != "no"
+        train, test = load_pairs(self.data_args, with_test, seed=self.training.seed)
+        held_out: dict[str, Any] = test if isinstance(test, dict) else {"eval": test} if with_test else {}
+        return {"train": train, **held_out}
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Step:
 STEPS = (
     Step("Recipe", check_recipe, (), RecipeResult),
     Step("Model config and tokenizer", check_model, (RecipeResult,), ModelResult),
-    Step("Chat template", check_template, (ModelResult,)),
+    Step("Chat template", check_template, (RecipeResult, ModelResult)),
     Step("Data", check_data, (RecipeResult, ModelResult), DataResult),
     Step("One pair", check_pair, (RecipeResult, ModelResult, DataResult)),
     Step("Optimiser steps and tokens", check_schedule, (RecipeResult, ModelResult, DataResult), ScheduleResult),

@@ -16,6 +16,9 @@ _ROLES = {
     "system": "system",
 }
 
+# A turn of ShareGPT in which the assistant calls a tool.
+_CALL = "function_call"
+
 _NOT_PAIRS = {
     ("completion", "label"): "Rows of `completion` and `label` (KTO) are single answers, no pairs. Join two answers to "
     "one prompt, the wanted one as `chosen` and the other as `rejected`.",
@@ -40,6 +43,11 @@ _TURN_KEYS = frozenset(("content", "value", "tool_calls"))
 _STARTS_LIKE_TURNS = re.compile(r"""\s*(array\(|\()?\s*(\[\s*)?\{\s*["']""").match
 _HAS_ROLE = re.compile(r"""["'](role|from)["']\s*:\s*["']""").search
 _HAS_CONTENT = re.compile(r"""["'](content|value|tool_calls)["']\s*:""").search
+# Strings of JSON or Python, also one that is cut off.
+_QUOTED = re.compile(r"""(["'])(?:\\.|(?!\1)[^\\])*(?:\1|\\?\Z)""", re.DOTALL)
+_NO_WORDS = re.compile(
+    r"(?:[\s\[\](){}:,=\d.+-]|[Nn]one|[Nn]ull|[Tt]rue|[Ff]alse|array|dtype|object|NaN|nan)*"
+).fullmatch
 
 
 def check_columns(columns: Sequence[str]) -> None:
@@ -71,41 +79,64 @@ def refuse_media(row: Mapping[str, Any]) -> None:
             raise RowError(name, "no content, as only text is trained", describe(value))
 
 
-def converted(row: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A row of ShareGPT or ms-swift as a row of `prompt`, `chosen` and `rejected`, and the columns that it was from.
+def own_names(row: Mapping[str, Any]) -> dict[str, str]:
+    """What the columns are called in a row that `converted` converts: our name to the row's. Empty for other rows."""
+    has = [name for name, value in row.items() if value is not None]
+    if "conversations" in has and "chosen" in has:
+        return {"prompt": "conversations"}
+    other = _swift(has)
+    if "messages" in has and "chosen" not in has and other:
+        return {"chosen": "messages", "rejected": other, "prompt": "messages"}
+    return {}
 
-    Any other row is returned as it is, with no columns.
+
+def converted(row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """A row of ShareGPT or ms-swift as a row of `prompt`, `chosen` and `rejected`, and its `own_names`.
+
+    Any other row is returned as it is, with no names.
     """
-    if "conversations" in row and "chosen" in row:
-        if "prompt" in row:
-            raise RowError("conversations", "no `prompt` beside it", "both")
-        turns = row["conversations"]
-        if not isinstance(turns, list) or not turns:
-            raise RowError("conversations", "a list of turns", describe(turns))
-        row = {name: value for name, value in row.items() if name != "conversations"}
-        return {**row, "prompt": turns}, ("conversations", "chosen", *(("rejected",) if "rejected" in row else ()))
-    other = _swift(row)
-    if "messages" not in row or "chosen" in row or other is None:
-        return row, ()
-    turns = row["messages"]
+    names = own_names(row)
+    if names.get("prompt") == "conversations":
+        row = _from_sharegpt(row)
+    elif names:
+        row = _from_swift(row, names["rejected"])
+    return row, names
+
+
+def _from_sharegpt(row: dict[str, Any]) -> dict[str, Any]:
+    if row.get("prompt") is not None:
+        raise RowError("conversations", "no `prompt` beside it", "both")
+    turns = row["conversations"]
+    if not isinstance(turns, list) or not turns:
+        raise RowError("conversations", "a list of turns", describe(turns))
+    last = turns[-1] if isinstance(turns[-1], Mapping) else {}
+    role = last.get("role") or last.get("from")
+    # An answer behind an answer is none that a model gives: such rows repeat `chosen`, or lack the user's last turn.
+    if isinstance(role, str) and (_ROLES.get(role) == "assistant" or role == _CALL):
+        raise RowError("conversations", "turns that end before the answer in `chosen`", f"a last turn of role {role!r}")
+    return {**{name: value for name, value in row.items() if name != "conversations"}, "prompt": turns}
+
+
+def _from_swift(row: dict[str, Any], other: str) -> dict[str, Any]:
+    """`other`: the column of the rejected answer."""
+    turns, rejected = row["messages"], row[other]
     if not isinstance(turns, list) or not turns:
         raise RowError("messages", "a list of turns that ends with the answer", describe(turns))
-    if "rejected" in row or "prompt" in row:
+    if row.get("rejected") is not None or row.get("prompt") is not None:
         raise RowError("messages", f"no `prompt` and no `rejected` beside `{other}`", "both")
-    rejected = row[other]
     if other == "rejected_response":
         if not isinstance(rejected, str):
             raise RowError(other, "a string", describe(rejected))
         rejected = [*turns[:-1], {"role": "assistant", "content": rejected}]
-    rest = {name: value for name, value in row.items() if name not in ("messages", other)}
-    return {**rest, "chosen": turns, "rejected": rejected}, ("messages", other)
+    rest = {name: value for name, value in row.items() if name not in ("messages", other, "prompt")}
+    return {**rest, "chosen": turns, "rejected": rejected}
 
 
 def parse_turns(name: str, value: Any) -> Any:
     """Turns that stand in a string as JSON, or in a mapping of one turn, as a list; anything else as it is.
 
     Raises:
-        RowError: where a string is the text of turns but not JSON, such as Python's own.
+        RowError: where a string is the text of turns and of nothing else, but not JSON, such as Python's own.
     """
     if isinstance(value, Mapping) and _is_turn(value):
         return [value]
@@ -116,10 +147,20 @@ def parse_turns(name: str, value: Any) -> Any:
     try:
         parsed = json.loads(value)
     except (ValueError, RecursionError) as error:
+        if not _is_data(value):
+            return value
         reason = getattr(error, "msg", type(error).__name__)
         raise RowError(name, "messages as a list or as JSON", f"{value!r:.60} ({reason})") from error
     turns = parsed if isinstance(parsed, list) else [parsed]
     return turns if turns and all(_is_turn(turn) for turn in turns) else value
+
+
+def _is_data(text: str) -> bool:
+    """Whether nothing but strings, numbers and brackets stands in a text, as Python and numpy print lists of turns.
+
+    An answer that shows such a list has other words around it, or names of variables in it.
+    """
+    return _NO_WORDS(_QUOTED.sub("", text)) is not None
 
 
 def turn_of_sharegpt(name: str, turn: Mapping[str, Any], position: int) -> dict[str, Any]:
@@ -127,7 +168,7 @@ def turn_of_sharegpt(name: str, turn: Mapping[str, Any], position: int) -> dict[
     sender, value = turn.get("from"), turn.get("value")
     role = _ROLES.get(sender) if isinstance(sender, str) else None
     rest = {key: item for key, item in turn.items() if key not in ("from", "value")}
-    if sender == "function_call":
+    if sender == _CALL:
         return {**rest, "role": "assistant", "tool_calls": _tool_calls(name, value, position)}
     if role is None:
         raise RowError(name, f"`from` to be one of {', '.join(_ROLES)}", f"{sender!r:.60} at position {position}")

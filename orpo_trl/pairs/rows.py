@@ -1,12 +1,27 @@
 """One dataset row, of any accepted shape, to one pair. The shapes are listed in README.md, "Data formats"."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from orpo_trl.pairs.foreign_rows import MEDIA_COLUMNS, converted, parse_turns, refuse_media, turn_of_sharegpt
-from orpo_trl.pairs.row_errors import RowError, describe
+from orpo_trl.pairs.row_errors import RowError, check_values, describe, own_words
+from orpo_trl.pairs.template_options import template_options
+from orpo_trl.pairs.transcripts import (
+    ASSISTANT,
+    COMMON_PROMPT,
+    HUMAN,
+    common_length,
+    is_transcript,
+    is_transcript_with_answer,
+    refuse_rendered_answer,
+    refuse_rendered_prompt,
+    split_at_prompt,
+    split_common,
+    split_transcripts,
+    transcript_turns,
+    without_prompt,
+)
 from orpo_trl.upstream import remove_none_values
 
 Messages: TypeAlias = list[dict[str, Any]]
@@ -36,11 +51,10 @@ ROW_COLUMNS = (
 
 _TURN_COLUMNS = ("prompt", "chosen", "rejected", "conversations", "messages", "rejected_messages")
 _QUESTIONS = ("instruction", "question", "input")
+_PROMPTS = ("prompt", *_QUESTIONS)
 _MARKERS = ("<image>", "<video>", "<audio>")
 # Where templates and data sets keep the reasoning of an answer.
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-_HUMAN = "\n\nHuman:"
-_ASSISTANT = "\n\nAssistant:"
 
 
 @dataclass(frozen=True)
@@ -103,13 +117,19 @@ def row_to_pair(row: Mapping[str, Any], strings_as_messages: bool = False, promp
     Raises:
         RowError: naming the column, what was expected, and what was received.
     """
-    row = {
-        name: parse_turns(name, value) if name in _TURN_COLUMNS else value
-        for name, value in row.items()
-        if value is not None
-    }
+    row = {name: parse_turns(name, value) if name in _TURN_COLUMNS else value for name, value in row.items()}
+    # An empty column of prompts stays, as it says that the prompt is not in the responses.
+    row = {name: value for name, value in row.items() if value is not None or name in _PROMPTS}
+    for name in ROW_COLUMNS:
+        check_values(name, row.get(name))
     refuse_media(row)
-    row, foreign = converted(row)
+    row, names = converted(row)
+    with own_words(names):
+        pair = _pair(row, strings_as_messages, prompt_turns)
+    return replace(pair, read=tuple(dict.fromkeys(names.get(name, name) for name in _read(row, pair))))
+
+
+def _pair(row: Mapping[str, Any], strings_as_messages: bool, prompt_turns: str) -> Pair:
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if chosen is None:
         raise RowError("chosen", "a string or a list of messages", f"nothing (the row has {_present(row)})")
@@ -122,20 +142,27 @@ def row_to_pair(row: Mapping[str, Any], strings_as_messages: bool = False, promp
         pair = _pair_from_messages(row.get("prompt"), chosen, rejected, prompt_turns)
     else:
         pair = _pair_from_strings(row, chosen, rejected, strings_as_messages, prompt_turns)
-    read = _read(row, pair)
-    if foreign:
-        read = (*foreign, *(name for name in read if name not in ("prompt", "chosen", "rejected")))
     if isinstance(pair, TextPair):
         _refuse_turn_columns(row)
-        return replace(pair, read=read, notes=_notes((pair.prompt, pair.chosen, pair.rejected or "")))
+        return replace(pair, notes=(*pair.notes, *_notes((pair.prompt, pair.chosen, pair.rejected or ""))))
+    _refuse_dialogues(row, pair)
     pair = _with_earlier_turns(row, pair, prompt_turns)
-    turns = (*pair.prompt, *pair.chosen, *(pair.rejected or ()))
-    texts = [turn.get("content") or "" for turn in turns]
-    notes = _notes(texts)
+    texts = [turn.get("content") or "" for turn in (*pair.prompt, *pair.chosen, *(pair.rejected or ()))]
+    notes = (*pair.notes, *_notes(texts))
     prompt = row.get("prompt")
     if isinstance(prompt, str) and not any(prompt.strip() in text for text in texts):
         notes += ("`prompt` is not read: it stands nowhere in the turns beside it",)
-    return replace(pair, read=read, notes=notes, options=_template_options(row))
+    return replace(pair, notes=notes, options=template_options(row))
+
+
+def _refuse_dialogues(row: Mapping[str, Any], pair: ChatPair) -> None:
+    """Refuse answers that hold a whole dialogue, rendered before. The template would render it as one turn."""
+    asked = [turn.get("content") or "" for turn in pair.prompt if turn["role"] == "user"]
+    first = "prompt" if isinstance(row.get("prompt"), list) else "chosen"
+    for name, turns in ((first, pair.prompt), ("chosen", pair.chosen), ("rejected", pair.rejected or ())):
+        for turn in turns:
+            if turn["role"] == "assistant":
+                refuse_rendered_answer(name, turn.get("content") or "", asked)
 
 
 def _notes(texts: Iterable[str]) -> tuple[str, ...]:
@@ -158,6 +185,7 @@ def _history_turns(row: Mapping[str, Any]) -> Messages:
     for pair in history or []:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise RowError("history", "a list of pairs of earlier user and assistant texts", f"{pair!r:.60}")
+        refuse_rendered_answer("history", pair[1], pair[:1])
         turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     return turns
 
@@ -198,7 +226,7 @@ def _pair_from_messages(prompt: Any, chosen: list, rejected: list | None, prompt
 def _split_turns(chosen: Messages, rejected: Messages | None, given: int | None, prompt_turns: str) -> ChatPair:
     """Divide two whole conversations into the turns of their prompt, `given` of them in `prompt`, and the responses."""
     answer = len(chosen) - 1
-    common = answer if rejected is None else _common_turns(chosen[:-1], rejected[:-1])
+    common = answer if rejected is None else common_length(chosen[:-1], rejected[:-1])
     if prompt_turns == "auto" and given:
         # Turns of others before the first answer, as behind a system prompt, are no response.
         size = next(k for k in range(min(given, answer), len(chosen)) if chosen[k]["role"] == "assistant")
@@ -210,12 +238,6 @@ def _split_turns(chosen: Messages, rejected: Messages | None, given: int | None,
     if size > common:
         raise RowError("rejected", "the turns of `chosen` up to the last", f"another turn at position {common}")
     return ChatPair(chosen[:size], chosen[size:], None if rejected is None else rejected[size:])
-
-
-def _common_turns(chosen: Messages, rejected: Messages) -> int:
-    return next(
-        (k for k, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected))
-    )
 
 
 def _parting(chosen: Messages, rejected: Messages, common: int) -> int:
@@ -292,7 +314,7 @@ def _pair_from_strings(
     if prompt is None:
         question = next((name for name in _QUESTIONS if row.get(name) is not None), None)
         if question is None:
-            return _pair_from_transcripts(row, chosen, rejected, strings_as_messages, prompt_turns)
+            return _pair_from_responses(row, chosen, rejected, strings_as_messages, prompt_turns)
         for name in (question, "input"):
             if not isinstance(row.get(name), (str, type(None))):
                 raise RowError(name, "a string", describe(row[name]))
@@ -306,55 +328,48 @@ def _pair_from_strings(
     elif not isinstance(prompt, str):
         raise RowError("prompt", "a string or a list of messages", describe(prompt))
     elif strings_as_messages:
-        is_transcript = prompt.rstrip().endswith(_ASSISTANT) and _is_transcript(prompt)
-        prompt = _transcript_turns(prompt.rstrip()) if is_transcript else [{"role": "user", "content": prompt}]
-    return _pair(prompt, chosen, rejected, prompt_turns)
+        return _pair_from_texts(prompt, chosen, rejected, prompt_turns)
+    else:
+        prompt, chosen, rejected, notes = split_at_prompt(prompt, chosen, rejected)
+        return TextPair(prompt, chosen, rejected, notes=notes)
+    return _with_answers(prompt, chosen, rejected, prompt_turns)
 
 
-def _pair_from_transcripts(
+def _pair_from_texts(prompt: str, chosen: str, rejected: str | None, prompt_turns: str) -> ChatPair:
+    """A string prompt and its responses, as turns."""
+    whole, (chosen, rejected, notes) = chosen, without_prompt(prompt, chosen, rejected)
+    if chosen != whole:
+        chosen, rejected = chosen.strip(), rejected and rejected.strip()
+    if prompt.rstrip().endswith(ASSISTANT) and is_transcript(prompt):
+        turns = transcript_turns(prompt.rstrip())
+    else:
+        refuse_rendered_prompt(prompt)
+        turns = [{"role": "user", "content": prompt}]
+    return replace(_with_answers(turns, chosen, rejected, prompt_turns), notes=notes)
+
+
+def _pair_from_responses(
     row: Mapping, chosen: str, rejected: str | None, strings_as_messages: bool, prompt_turns: str
 ) -> Pair:
-    """Anthropic HH-RLHF: each side is a whole dialogue as one string, with no column for the prompt."""
-    prompt, answer = _split_transcript("chosen", chosen, row)
-    if rejected is not None:
-        other_prompt, rejected = _split_transcript("rejected", rejected, row)
-        if other_prompt != prompt:
-            raise RowError("rejected", "the turns of `chosen` up to the last", "another dialogue")
-    if strings_as_messages:
-        prompt, answer = _transcript_turns(prompt), answer.strip()
+    """Strings that hold their prompt themselves: dialogues of HH-RLHF, and texts that begin alike."""
+    if is_transcript_with_answer(chosen):
+        prompt, chosen, rejected = split_transcripts(chosen, rejected)
+        if not strings_as_messages:
+            return TextPair(prompt, chosen, rejected)
         rejected = None if rejected is None else rejected.strip()
-    return _pair(prompt, answer, rejected, prompt_turns)
+        return _with_answers(transcript_turns(prompt), chosen.strip(), rejected, prompt_turns)
+    expected = f"a prompt: `prompt`, `instruction` or `question`, or `chosen` from {HUMAN!r} to {ASSISTANT!r}"
+    # Where the row has a column of prompts, or is to be rendered, a common beginning is chance.
+    if rejected is not None and not strings_as_messages and not any(name in row for name in _PROMPTS):
+        expected += ", or a common beginning of `chosen` and `rejected`"
+        if is_empty(chosen) or is_empty(rejected):
+            return TextPair("", chosen, rejected)
+        if split := split_common(chosen, rejected):
+            return TextPair(*split, notes=(COMMON_PROMPT,))
+    raise RowError("prompt", expected, f"nothing (the row has {_present(row)})")
 
 
-def _split_transcript(name: str, text: str, row: Mapping) -> tuple[str, str]:
-    head, marker, answer = text.rpartition(_ASSISTANT)
-    if not marker or not _is_transcript(head):
-        raise RowError(
-            "prompt",
-            f"a prompt: `prompt`, `instruction` or `question`, or `{name}` from {_HUMAN!r} to {_ASSISTANT!r}",
-            f"nothing (the row has {_present(row)})",
-        )
-    if _HUMAN in answer:
-        raise RowError(name, "a dialogue that ends with the assistant's answer", "one that ends with the human's")
-    return head + marker, answer
-
-
-def _is_transcript(text: str) -> bool:
-    return ("\n\n" + text.lstrip("\n")).startswith(_HUMAN)
-
-
-def _transcript_turns(prompt: str) -> Messages:
-    turns = []
-    for block in ("\n\n" + prompt.removesuffix(_ASSISTANT).lstrip("\n")).split(_HUMAN)[1:]:
-        user, *answers = block.split(_ASSISTANT)
-        turns.append({"role": "user", "content": user.strip()})
-        turns.extend({"role": "assistant", "content": answer.strip()} for answer in answers)
-    return turns
-
-
-def _pair(prompt: str | Messages, chosen: str, rejected: str | None, prompt_turns: str) -> Pair:
-    if isinstance(prompt, str):
-        return TextPair(prompt, chosen, rejected)
+def _with_answers(prompt: Messages, chosen: str, rejected: str | None, prompt_turns: str) -> ChatPair:
     sides = [None if text is None else [*prompt, {"role": "assistant", "content": text}] for text in (chosen, rejected)]
     return _split_turns(sides[0] or [], sides[1], None, prompt_turns)
 
@@ -362,42 +377,12 @@ def _pair(prompt: str | Messages, chosen: str, rejected: str | None, prompt_turn
 def _read(row: Mapping, pair: Pair) -> tuple[str, ...]:
     """The columns that `pair` was read from."""
     names = ["prompt", "chosen", "rejected"]
-    if isinstance(row["chosen"], str) and "prompt" not in row:
-        question = next((name for name in _QUESTIONS if name in row), None)
+    if isinstance(row["chosen"], str) and row.get("prompt") is None:
+        question = next((name for name in _QUESTIONS if row.get(name) is not None), None)
         names += dict.fromkeys((question, "input")) if question else ()
     if isinstance(pair, ChatPair):
         names += ["system", "history", "tools", "documents", "chat_template_kwargs"]
-    return tuple(name for name in names if name in row)
-
-
-def _template_options(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the chat template that the row brings."""
-    options = _json_column(row, "chat_template_kwargs") or {}
-    if not isinstance(options, dict):
-        raise RowError("chat_template_kwargs", "a mapping", f"{options!r:.60}")
-    named = {name: _json_column(row, name) for name in ("tools", "documents")}
-    tools = named["tools"]
-    if tools is not None and not (isinstance(tools, list) and all(_is_tool(tool) for tool in tools)):
-        raise RowError("tools", "a list of mappings with a `name`", f"{tools!r:.60}")
-    return {**{name: value for name, value in named.items() if value is not None}, **options}
-
-
-def _is_tool(tool: Any) -> bool:
-    function = tool.get("function", tool) if isinstance(tool, dict) else None
-    return isinstance(function, dict) and isinstance(function.get("name"), str)
-
-
-def _json_column(row: Mapping[str, Any], name: str) -> Any:
-    """A column that may hold its value as a JSON string, which Arrow stores where the rows' values differ in type."""
-    value = row.get(name)
-    if not isinstance(value, str):
-        return remove_none_values(value) if value else None
-    if not value.strip():
-        return None
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise RowError(name, "JSON", f"{value!r:.60} ({error})") from error
+    return tuple(name for name in names if row.get(name) is not None)
 
 
 def _present(row: Mapping) -> str:

@@ -10,8 +10,11 @@ from datasets import List as ListOf
 from transformers import PreTrainedTokenizerBase
 
 from orpo_trl.config import ORPOConfig
+from orpo_trl.pairs.foreign_rows import own_names
 from orpo_trl.pairs.rendering import render
+from orpo_trl.pairs.row_errors import own_words
 from orpo_trl.pairs.rows import Pair, RowError, TextPair, is_empty, row_to_pair
+from orpo_trl.pairs.transcripts import TURN_ENDS
 
 # What became of a row. KEPT rows reach the model; each other status is a reason for dropping the row.
 KEPT = "kept"
@@ -101,7 +104,8 @@ def tokenize_rows(
                 records[index] = _record(_check_ids(row, tokenizer), rules) | {"read": _IDS_READ}
                 continue
             pair = row_to_pair(row, rules.strings_as_messages, rules.prompt_turns)
-            texts_of_row, empty, remarks = _texts(pair, tokenizer)
+            with own_words(own_names(row)):
+                texts_of_row, empty, remarks = _texts(pair, tokenizer)
         except RowError as error:
             records[index] = {"status": MALFORMED, "problem": str(error)}
             continue
@@ -116,10 +120,10 @@ def tokenize_rows(
             texts.extend(texts_of_row)
 
     encoded = _encode(texts, tokenizer)
-    bos = leading_special_ids(tokenizer)
+    bos, ends = leading_special_ids(tokenizer), _end_tokens(tokenizer)
     for index, (pair, span) in spans.items():
         prompt, *full = encoded[span]
-        has_end = [not isinstance(pair, TextPair) or _ends_itself(text, tokenizer) for text in texts[span][1:]]
+        has_end = [not isinstance(pair, TextPair) or text.rstrip().endswith(ends) for text in texts[span][1:]]
         records[index] |= _record(_split(prompt, full, bos, tokenizer.eos_token_id, has_end), rules)
     return {name: [record.get(name) for record in records] for name in TOKENIZED_FEATURES}
 
@@ -162,9 +166,14 @@ def _texts(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], s
     return [rendering.prompt, *rendering.dialogues], None, remarks
 
 
-def _ends_itself(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a text ends with an end-of-sequence token, as one that was rendered before does."""
-    return text.rstrip().endswith(str(tokenizer.eos_token))
+def _end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """What a text ends with that was rendered before, and needs no end-of-sequence token behind it.
+
+    Beside that token, the ends of turns in other formats, where the tokenizer has each as a token of its own. A
+    tokenizer that spells `<|im_end|>` in pieces never stops at it.
+    """
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    return (str(tokenizer.eos_token), *(end for end in TURN_ENDS if end in added))
 
 
 def _split(prompt: list[int], full: list[list[int]], bos: list[int], eos: Any, has_end: list[bool]) -> _Ids:

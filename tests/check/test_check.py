@@ -106,11 +106,11 @@ def test_model_that_is_not_here_fails_and_says_that_the_network_is_needed():
         ("{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}\n{% endfor %}", "never writes the end-of-sequence"),
         (
             "{% for m in messages %}{{ loop.length }}{{ m.content }}{{ eos_token }}{% endfor %}",
-            "begin with its own prompt",
+            "system turn rendered otherwise once a response follows",
         ),
         (
             "{% for m in messages if m.role == 'user' %}{{ m.content }}{{ eos_token }}{% endfor %}",
-            "The answer is not in",
+            "answer shortened: 'That is 4.'",
         ),
     ],
 )
@@ -120,6 +120,74 @@ def test_template_that_would_train_something_else_is_reported(tmp_path, template
     assert status == 1
     assert steps["Chat template"][0] == "✗"
     assert message in steps["Chat template"][1]
+
+
+CHATML = """{% for m in messages %}<s>{{ m.role }}
+{{ m.content }}</s>
+{% endfor %}{% if add_generation_prompt %}<s>assistant
+{% endif %}"""
+CALLING = """{% if tools %}<s>tools
+{{ tools | tojson }}</s>
+{% endif %}{% for m in messages %}<s>{{ m.role }}
+{{ m.content }}{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}</s>
+{% endfor %}{% if add_generation_prompt %}<s>assistant
+{% endif %}"""
+REFUSING = "{% if tools %}{{ raise_exception('No tools.') }}{% endif %}" + CHATML
+
+
+def check_template(tmp_path, template, row):
+    (tmp_path / "t.jinja").write_text(template)
+    (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 3)
+    overrides = ["--dataset_name", tmp_path / "rows.jsonl", "--eval_strategy", "no"]
+    return check("quickstart", *overrides, "--chat_template_path", tmp_path / "t.jinja")[1]["Chat template"]
+
+
+TURNS = [{"role": "user", "content": "Add 1 and 1."}]
+ROW = {"prompt": TURNS, "chosen": [{"role": "assistant", "content": "2"}],
+       "rejected": [{"role": "assistant", "content": "3"}]}  # fmt: skip
+TOOLS = [{"type": "function", "function": {"name": "sum", "description": "Sums.", "parameters": {"type": "object"}}}]
+CALLS = [{"type": "function", "function": {"name": "sum", "arguments": {"a": 1}}}]
+CALLED = [*TURNS, {"role": "assistant", "content": "", "tool_calls": CALLS}, {"role": "tool", "content": "2"}]
+
+
+@pytest.mark.parametrize("row", [ROW | {"tools": TOOLS}, ROW | {"tools": json.dumps(TOOLS)}, ROW | {"prompt": CALLED}])
+def test_template_is_tried_with_a_tool_call_where_rows_have_tools(tmp_path, row):
+    sign, text = check_template(tmp_path, CALLING, row)
+    assert sign == "✓"
+    assert "Adds two numbers." in text
+    assert "The sum is 4." in text
+    sign, text = check_template(tmp_path, CHATML, row)
+    assert sign == "✗"
+    assert "tool call lost: 'add'" in text
+    assert "tools not rendered: 'Adds two numbers.'" in text
+    sign, text = check_template(tmp_path, REFUSING, row | {"tools": TOOLS})
+    assert sign == "✓"
+    assert "the template refuses a tool call: a row with one is malformed (TemplateError: No tools.)" in text
+
+
+def test_template_without_tools_is_no_fault_where_no_row_has_them(tmp_path):
+    sign, text = check_template(tmp_path, CHATML, ROW)
+    assert sign == "✓"
+    assert "Adds two numbers." not in text
+
+
+def test_template_that_loses_the_system_turn_is_reported(tmp_path):
+    template = CHATML.replace("in messages %}", "in messages if m.role != 'system' %}")
+    sign, text = check_template(tmp_path, template, ROW)
+    assert sign == "✗"
+    assert "system text lost: 'Count with care.'" in text
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('No system.') }}{% endif %}" + CHATML
+    sign, text = check_template(tmp_path, refusing, ROW)
+    assert sign == "✓"
+    assert "the template refuses a system turn" in text
+
+
+def test_header_of_an_answer_that_training_leaves_out_is_shown(tmp_path):
+    """Some templates open the thoughts where they ask for an answer, and not where one follows."""
+    template = CHATML.replace("<s>assistant\n{% endif %}", "<s>assistant\n<think>{% endif %}")
+    sign, text = check_template(tmp_path, template, ROW)
+    assert sign == "✓"
+    assert "the prompt ends with '<think>' only where no answer follows" in text
 
 
 def test_template_of_another_tokenizer_is_taken_as_in_training():

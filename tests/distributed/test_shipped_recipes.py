@@ -1,8 +1,11 @@
 """Every shipped recipe passes its check, and trains a tiny model on local rows, with overrides alone."""
 
+import importlib.util
 import json
+import logging
 import math
 import subprocess
+import warnings
 
 import pytest
 from click.testing import CliRunner
@@ -18,6 +21,9 @@ MODEL = "recipes/quickstart/model"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 # Of each kind one that the default tests check: from scratch, a paper's checkpoint, QLoRA.
 QUICK = ("quickstart", "mistral_beta", "qwen3_8b_qlora")
+# Of each strategy one that really starts processes: ZeRO-3, ZeRO-2, one process with an adapter.
+LAUNCHED = ("mistral_beta", "opt_350m_hh_rlhf", "qwen3_8b_qlora")
+SAVING = ("--save_strategy", "steps", "--save_steps", "1", "--load_best_model_at_end", "false")
 # Splits that the recipes name.
 SPLITS = ("train", "test", "train_prefs", "test_prefs")
 
@@ -70,22 +76,47 @@ def test_shipped_recipe_passes_its_check(name, folders, tmp_path, monkeypatch):
     assert "Nothing to fix." in result.output
 
 
+@pytest.fixture
+def run_orpo(monkeypatch):
+    """The entry point, in this process. What it sets up for a whole process is taken back."""
+    monkeypatch.chdir(REPOSITORY)
+    logger = logging.getLogger("orpo_trl")
+    handlers, level = list(logger.handlers), logger.level
+    spec = importlib.util.spec_from_file_location("run_orpo", REPOSITORY / "scripts" / "run_orpo.py")
+    module = importlib.util.module_from_spec(spec)
+    with warnings.catch_warnings():
+        spec.loader.exec_module(module)
+        yield module.main
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
+def test_shipped_recipe_trains(name, folders, tmp_path, run_orpo):
+    run_orpo([name, *overrides(name, folders, tmp_path), *SAVING, "--deepspeed", "null"])
+    check_run(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAUNCHED)
 def test_shipped_recipe_trains_under_the_strategy_that_it_names(name, folders, tmp_path):
     engine = load_recipe([name]).settings.get("deepspeed")
     processes = ["--num_processes", "2"] if engine else []
     done = subprocess.run(
-        [ORPO_TRL, "train", name, *processes, *overrides(name, folders, tmp_path), "--save_strategy", "steps",
-         "--save_steps", "1", "--load_best_model_at_end", "false"],
+        [ORPO_TRL, "train", name, *processes, *overrides(name, folders, tmp_path), *SAVING],
         cwd=REPOSITORY, env=TRAIN_ENVIRONMENT, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     if engine:
         assert f"cpu_{engine}.yaml" in done.stdout.splitlines()[0]
-    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    check_run(tmp_path)
+
+
+def check_run(folder):
+    state = json.loads((folder / "checkpoint-2" / "trainer_state.json").read_text())
     logs = [entry for entry in state["log_history"] if "loss" in entry]
     assert [entry["step"] for entry in logs] == [1, 2]
     assert all(math.isfinite(entry["loss"]) and 0 < entry["loss"] < 20 for entry in logs)
     # The template is saved with the tokenizer, for generation.
-    assert AutoTokenizer.from_pretrained(tmp_path).chat_template
+    assert AutoTokenizer.from_pretrained(folder).chat_template

@@ -1,5 +1,7 @@
 """Token ids of a pair: where the response starts, what ends it, and which rows are dropped."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,6 +84,86 @@ def test_plain_text_ends_with_one_end_of_sequence(tokenizer):
     assert record["prompt_ids"] == encode(tokenizer, "a cow:")
     assert record["chosen_ids"] == [*encode(tokenizer, " moo"), eos]
     assert record["rejected_ids"] == [*encode(tokenizer, " meow"), eos]
+
+
+def test_text_that_ends_with_a_turn_of_another_format_gets_no_second_end(tokenizer):
+    """Of a tokenizer that was extended, whose end of sequence stayed what it was."""
+    row = {"prompt": "a cow:", "chosen": " moo<|im_end|>\n", "rejected": " meow<end_of_turn>"}
+    eos = tokenizer.eos_token_id
+    spelt = tokenize(tokenizer, row)  # in pieces, at which no answer would ever stop
+    assert spelt["chosen_ids"][-1] == spelt["rejected_ids"][-1] == eos
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    own = tokenize(tokenizer, row)
+    assert own["chosen_ids"] == encode(tokenizer, " moo<|im_end|>\n")
+    assert own["chosen_ids"].count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
+    assert own["rejected_ids"][-1] == eos
+    # A token in the middle of a text, or another one at its end, ends nothing.
+    for text in (" moo<|im_end|> moo", " moo<|user|>"):
+        assert tokenize(tokenizer, {**row, "chosen": text})["chosen_ids"][-1] == eos
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"prompt": "a \ud83d", "chosen": " moo", "rejected": " meow"}, "prompt"),
+        ({"prompt": "a", "chosen": " moo", "rejected": " \udc00meow"}, "rejected"),
+        ({"chosen": "a \ud83d moo", "rejected": "a meow"}, "chosen"),
+        ({**ROW, "chosen": '[{"role": "assistant", "content": "\\ud83d"}]'}, "chosen"),
+        ({**ROW, "rejected": [{"role": "assistant", "content": "", "tool_calls": [{"\ud83d": 1}]}]}, "rejected"),
+        ({"conversations": [{"from": "human", "value": "\ud83d"}], "chosen": "a", "rejected": "b"}, "conversations"),
+        ({"question": "\ud83d", "chosen": "a", "rejected": "b"}, "question"),
+        ({"question": "q", "system": "\ud83d", "chosen": "a", "rejected": "b"}, "system"),
+        ({**ROW, "tools": '[{"name": "f", "description": "\\ud83d"}]'}, "tools"),
+    ],
+)
+def test_halves_of_characters_are_malformed_by_column(tokenizer, row, column):
+    """The tokenizer refuses the whole batch for one of them, without a name."""
+    record = tokenize(tokenizer, row)
+    assert record["status"] == MALFORMED
+    assert f"column `{column}`: expected text without lone surrogates" in record["problem"]
+    record["problem"].encode()
+
+
+def test_words_of_a_template_that_no_text_can_hold_are_escaped(tokenizer):
+    tokenizer.chat_template = "{{ raise_exception('\ud83d') }}"
+    assert "\\ud83d" in tokenize(tokenizer, ROW)["problem"]
+
+
+def test_control_characters_and_whole_characters_are_text(tokenizer):
+    row = {"prompt": "a\0cow:", "chosen": " \0moo 😀", "rejected": "\0\x01\x7f"}
+    record = tokenize(tokenizer, row)
+    assert record["status"] == KEPT
+    assert tokenizer.decode(record["prompt_ids"] + record["chosen_ids"]) == "a\0cow: \0moo 😀</s>"
+    assert tokenize(tokenizer, row, strings_as_messages=True)["status"] == KEPT
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**80), 10**4000], ids=["64 bits", "negative", "4,001 digits"])
+def test_numbers_above_64_bits_in_a_row_are_rendered(tokenizer, number):
+    tokenizer.chat_template = "{{ messages | tojson }}{{ tools | tojson }}"
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": number}}}]}
+    tools = [{"name": "f", "parameters": {"maximum": number}}]
+    record = tokenize(tokenizer, {**CHAT, "chosen": json.dumps([call]), "rejected": ROW["rejected"], "tools": tools})
+    assert record["status"] == KEPT
+    assert tokenizer.decode(record["prompt_ids"] + record["chosen_ids"]).count(str(number)) == 2
+
+
+def test_number_that_python_does_not_print_is_malformed(tokenizer):
+    record = tokenize(tokenizer, {**ROW, "tools": [{"name": "f", "parameters": {"maximum": 10**5000}}]})
+    assert record["status"] == MALFORMED
+    assert "column `tools`: expected numbers of at most 14,000 bits" in record["problem"]
+
+
+@pytest.mark.parametrize("name", ["prompt_ids", "chosen_ids"])
+def test_token_ids_above_64_bits_are_malformed(tokenizer, name):
+    record = tokenize(tokenizer, {"prompt_ids": [5], "chosen_ids": [7], "rejected_ids": [8], name: [10**30]})
+    assert record["status"] == MALFORMED
+
+
+def test_row_that_the_template_refuses_is_named_by_its_own_column(tokenizer):
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    turns = [*CHAT["prompt"], *ROW["chosen"]]
+    record = tokenize(tokenizer, {"messages": turns, "rejected_response": "Go away."})
+    assert record["problem"].startswith("column `messages`: expected turns that the chat template accepts")
 
 
 def test_prompt_and_response_are_encoded_together(tokenizer):

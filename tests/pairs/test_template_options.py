@@ -1,0 +1,61 @@
+"""Arguments of the chat template that a row brings, with their nulls."""
+
+import json
+
+import pytest
+from datasets import Dataset
+
+from orpo_trl.pairs.row_errors import RowError
+from orpo_trl.pairs.template_options import template_options
+
+
+def tool(name, **properties):
+    return {"name": name, "parameters": {"type": "object", "properties": properties}}
+
+
+WITH_NULLS = [tool("f", unit={"type": "string", "enum": ["m", None], "default": None}, least={"type": "integer"})]
+
+
+def test_json_text_is_kept_with_its_nulls():
+    row = {"tools": json.dumps(WITH_NULLS), "documents": '[{"title": null}]', "chat_template_kwargs": '{"x": null}'}
+    assert template_options(row) == {"tools": WITH_NULLS, "documents": [{"title": None}], "x": None}
+
+
+def test_nulls_that_arrow_fills_absent_keys_with_go_and_those_in_lists_stay():
+    rows = [{"tools": [tool("f", unit={"enum": ["m", None]})]}, {"tools": [tool("g", least={"type": "integer"})]}]
+    stored = list(Dataset.from_list(rows))
+    assert stored[0]["tools"][0]["parameters"]["properties"]["least"] is None
+    assert [template_options(row) for row in stored] == rows
+
+
+def test_nulls_of_mappings_that_are_not_arrows_stay():
+    """Rows in Python, and of JSON Lines whose tools differ, which `datasets` stores as JSON."""
+    tools = [*WITH_NULLS, tool("g")]
+    assert template_options({"tools": tools}) == {"tools": tools}
+    # Not told apart from what Arrow fills: one null in mappings of equal keys.
+    assert "default" not in template_options({"tools": WITH_NULLS})["tools"][0]["parameters"]["properties"]["unit"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"tools": "[{"}, "column `tools`: expected JSON"),
+        ({"tools": ["f"]}, "column `tools`: expected a list of mappings with a `name`"),
+        (
+            {"tools": '[{"name": "f", "description": "\\ud83d"}]'},
+            "column `tools`: expected text without lone surrogates",
+        ),
+        ({"chat_template_kwargs": [1]}, "column `chat_template_kwargs`: expected a mapping"),
+        ({"chat_template_kwargs": f'{{"x": {"9" * 5000}}}'}, "column `chat_template_kwargs`: expected JSON"),
+        ({"documents": "[" * 150 + "]" * 150}, "column `documents`: expected values nested at most 100 deep"),
+        ({"documents": "[" * 9999}, "column `documents`: expected JSON"),
+    ],
+)
+def test_wrong_values_are_named_by_column(row, message):
+    with pytest.raises(RowError) as error:
+        template_options(row)
+    assert message in str(error.value)
+
+
+def test_numbers_above_64_bits_are_passed_on():
+    assert template_options({"chat_template_kwargs": f'{{"x": {10**30}}}'}) == {"x": 10**30}
