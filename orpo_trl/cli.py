@@ -226,6 +226,11 @@ def import_(file: Path, tool: str | None, output: Path | None) -> None:
 @tokens("--max_completion_length", 1, "Cut longer responses.")
 @choice("--on_malformed", ["error", "drop"], "Name rows without an accepted shape and stop, or count and drop them.")
 @choice(
+    "--on_unrendered",
+    ["warn", "error", "drop"],
+    "Rows of which the chat template leaves out words: score what is left, name them and stop, or drop them.",
+)
+@choice(
     "--pair_layout",
     ["auto", "shared_prefix", "padded"],
     "Run each prompt once (shared_prefix), or a row per response. auto: once wherever it is exact.",

@@ -12,7 +12,8 @@ from datasets import Dataset, IterableDataset
 from transformers.integrations import is_tensorboard_available, is_trackio_available
 
 from orpo_trl.config import ORPOConfig
-from orpo_trl.pairs.foreign_rows import MEDIA_COLUMNS, refuse_media
+from orpo_trl.pairs.columns import MEDIA_COLUMNS
+from orpo_trl.pairs.foreign_rows import refuse_media
 from orpo_trl.pairs.preparation import PreparationReport
 from orpo_trl.pairs.prepare import NO_END_OF_SEQUENCE, column_names, pair_lengths
 from orpo_trl.pairs.row_errors import RowError

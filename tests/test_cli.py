@@ -96,7 +96,7 @@ def test_tools_to_import_from_are_those_that_are_read():
 
 def test_options_of_logps_have_the_choices_of_the_config():
     config = {field.name: field for field in dataclasses.fields(ORPOConfig)}
-    for name in ("prompt_turns", "on_malformed", "pair_layout"):
+    for name in ("prompt_turns", "on_malformed", "on_unrendered", "pair_layout"):
         option = options("logps")[name]
         assert isinstance(option.type, click.Choice)
         assert list(option.type.choices) == config[name].metadata["choices"]

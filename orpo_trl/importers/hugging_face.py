@@ -10,6 +10,7 @@ from typing import Any
 from orpo_trl.importers.conversions import TRL_OBJECTIVE, convert_shared, labelled, set_datasets
 from orpo_trl.importers.draft import Draft, Tool
 from orpo_trl.importers.foreign_keys import CONVERTED, DROPPED, RENAMED
+from orpo_trl.pairs.columns import ROW_COLUMNS
 
 _RENAMED = {"streaming": "dataset_streaming"}
 _TRL_CONVERTED = {
@@ -175,6 +176,17 @@ def _convert_mixer(draft: Draft, evaluates: bool) -> None:
         )
 
 
+def _choose_columns(draft: Draft, entry: dict[str, Any], index: int) -> None:
+    """Of a source's `columns`, those that a pair is read from: the others were for a step of the user's own."""
+    columns = entry.get("columns")
+    if not isinstance(columns, list):
+        return
+    entry["columns"] = [column for column in columns if column in ROW_COLUMNS]
+    others = [f"`{column}`" for column in columns if column not in ROW_COLUMNS]
+    if others:
+        draft.drop("dataset_mixture", f"no pair is read from {', '.join(others)}", ("datasets", index, "columns"))
+
+
 def _convert_mixture(draft: Draft, evaluates: bool) -> None:
     mixture = draft.take("dataset_mixture", dict, "a mapping with `datasets`", {})
     names = {"id": "path", "config": "name", "split": "split", "columns": "columns", "weight": "weight"}
@@ -185,6 +197,7 @@ def _convert_mixture(draft: Draft, evaluates: bool) -> None:
                 "dataset_mixture", f"expected a mapping with `id` for each dataset, received {theirs!r:.60}"
             )
         entries.append({names[name]: value for name, value in theirs.items() if name in names and value is not None})
+        _choose_columns(draft, entries[-1], index)
         for name in theirs:
             if name not in names:
                 draft.drop("dataset_mixture", "left out", ("datasets", index, name))

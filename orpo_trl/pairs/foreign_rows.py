@@ -5,9 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orpo_trl.pairs.columns import MEDIA_COLUMNS
 from orpo_trl.pairs.row_errors import RowError, describe
-
-MEDIA_COLUMNS = ("image", "images", "audio", "audios", "video", "videos")
 
 _ROLES = {
     **dict.fromkeys(("human", "user"), "user"),

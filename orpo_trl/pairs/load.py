@@ -12,7 +12,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from orpo_trl.config import DataArguments, DatasetSource, SettingsError
 from orpo_trl.pairs.broken_files import NO_ROW, fault_of, may_have_large_numbers
-from orpo_trl.pairs.rows import ROW_COLUMNS
+from orpo_trl.pairs.columns import MEDIA_COLUMNS, ROW_COLUMNS
 
 # Columns that name the origin of a row in errors and reports. Row numbers count from 0.
 SOURCE_COLUMN = "orpo_source"
@@ -83,13 +83,21 @@ def _load_mixture(entries: list[DatasetSource], streaming: bool, seed: int) -> R
         for source, entry in zip(sources, entries, strict=True)
     ]
     try:
-        return datasets.concatenate_datasets(sources)
+        return datasets.concatenate_datasets([_without_empty_media(source) for source in sources])
     except ValueError as error:
         paths = ", ".join(entry["path"] for entry in entries)
         raise ValueError(
             f"The sources {paths} cannot be joined, because a column has another type in one than in another (such as "
             f"strings and message lists). Choose columns with `columns`, or bring the rows to one shape.\n{error}"
         ) from error
+
+
+def _without_empty_media(rows: Rows) -> Rows:
+    """Rows without columns of images and the like that are empty. Their types often differ from source to source."""
+    if isinstance(rows, IterableDataset):
+        return rows
+    held = [name for name in MEDIA_COLUMNS if name in rows.column_names]
+    return rows.remove_columns([name for name in held if rows.data.column(name).null_count == len(rows.data)])
 
 
 def _repeat(dataset: Dataset, weight: float, seed: int) -> Dataset:

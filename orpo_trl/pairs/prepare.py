@@ -15,11 +15,11 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from orpo_trl.lengths import PARTS, PairLengths
+from orpo_trl.pairs.columns import ROW_COLUMNS
 from orpo_trl.pairs.foreign_rows import check_columns
 from orpo_trl.pairs.load import ORIGIN_COLUMNS, ROW_COLUMN, SOURCE_COLUMN, UNREAD_COLUMN
 from orpo_trl.pairs.preparation import MAX_LISTED, LengthStats, PreparationReport, Remark, SourceReport
 from orpo_trl.pairs.remarks import is_fault, is_loss
-from orpo_trl.pairs.rows import ROW_COLUMNS
 from orpo_trl.pairs.tokenize import (
     DROP_REASONS,
     KEPT,

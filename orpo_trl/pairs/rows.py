@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from orpo_trl.pairs.foreign_rows import MEDIA_COLUMNS, converted, parse_turns, refuse_media, turn_of_sharegpt
+from orpo_trl.pairs.columns import ROW_COLUMNS
+from orpo_trl.pairs.foreign_rows import converted, parse_turns, refuse_media, turn_of_sharegpt
 from orpo_trl.pairs.row_errors import RowError, check_values, describe, own_words
 from orpo_trl.pairs.template_options import template_options
 from orpo_trl.pairs.transcripts import (
@@ -25,29 +26,6 @@ from orpo_trl.pairs.transcripts import (
 from orpo_trl.upstream import remove_none_values
 
 Messages: TypeAlias = list[dict[str, Any]]
-
-# The columns that a row may use; every other column is ignored.
-ROW_COLUMNS = (
-    "prompt",
-    "chosen",
-    "rejected",
-    "instruction",
-    "question",
-    "input",
-    "system",
-    "history",
-    "conversations",
-    "messages",
-    "rejected_response",
-    "rejected_messages",
-    "tools",
-    "documents",
-    "chat_template_kwargs",
-    "prompt_ids",
-    "chosen_ids",
-    "rejected_ids",
-    *MEDIA_COLUMNS,
-)
 
 _TURN_COLUMNS = ("prompt", "chosen", "rejected", "conversations", "messages", "rejected_messages")
 _QUESTIONS = ("instruction", "question", "input")
@@ -286,6 +264,9 @@ def _messages(name: str, value: list) -> Messages:
             messages[position] = message = turn_of_sharegpt(name, message, position)
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise RowError(name, "messages with `role` and `content`", f"{describe(message)} at position {position}")
+        calls = message.get("tool_calls")
+        if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
+            raise RowError(name, "`tool_calls` to be a list of mappings", f"{describe(calls)} at position {position}")
         content = message.get("content")
         if isinstance(content, str):
             continue

@@ -20,7 +20,14 @@ def template_options(row: Mapping[str, Any]) -> dict[str, Any]:
     tools = named["tools"]
     if tools is not None and not (isinstance(tools, list) and all(_is_tool(tool) for tool in tools)):
         raise RowError("tools", "a list of mappings with a `name`", f"{tools!r:.60}")
+    documents = named["documents"]
+    if documents is not None and not (isinstance(documents, list) and all(_is_document(part) for part in documents)):
+        raise RowError("documents", "a list of mappings or texts", f"{documents!r:.60}")
     return {**{name: value for name, value in named.items() if value is not None}, **options}
+
+
+def _is_document(value: Any) -> bool:
+    return isinstance(value, (dict, str))
 
 
 def _is_tool(tool: Any) -> bool:

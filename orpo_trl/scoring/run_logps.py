@@ -48,6 +48,7 @@ def run_logps(
     tokenizer: str | None = None,
     chat_template_path: str | None = None,
     on_malformed: str = "error",
+    on_unrendered: str = "warn",
     pair_layout: str = "auto",
     max_tokens: int = 8192,
     dtype: str = "auto",
@@ -64,7 +65,7 @@ def run_logps(
         output: .jsonl or .parquet file, which is written whole at the end.
         tokenizer: Hub id or folder of the tokenizer; by default the model's own.
         device: torch's name of the device; by default the GPU where there is one.
-        chat_template_path, on_malformed, pair_layout, trust_remote_code: as in `ORPOConfig`.
+        chat_template_path, on_malformed, on_unrendered, pair_layout, trust_remote_code: as in `ORPOConfig`.
         dtype: as in `ModelArguments`.
         max_tokens: as in `score_pairs`.
         rules: fields of `PairRules`.
@@ -86,7 +87,7 @@ def run_logps(
     encoder = load_scoring_tokenizer(model_args, chat_template_path, trust_remote_code)
     data_args = DataArguments(dataset_name=data, dataset_config=config, dataset_train_split=split)
     rows, _ = load_pairs(data_args, with_test=False)
-    prepared, report = prepare_pairs(rows, encoder, PairRules(**rules), split, on_malformed)
+    prepared, report = prepare_pairs(rows, encoder, PairRules(**rules), split, on_malformed, on_unrendered)
     pairs = cast(Dataset, prepared)  # as only `dataset_streaming` makes streams
     print(report, file=sys.stderr)
     loaded = load_model(model_args, where, trust_remote_code)

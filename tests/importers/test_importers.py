@@ -348,7 +348,7 @@ def test_dataset_mixture_becomes_datasets(read):
     mixture = """\
 dataset_mixture:
   datasets:
-  - {id: org/a, config: main, split: train, columns: [chosen, rejected], weight: 0.25}
+  - {id: org/a, config: main, split: train, columns: [chosen, score, rejected], weight: 0.25}
   seed: 0
   test_split_size: 50
 eval_strategy: steps
@@ -357,6 +357,7 @@ eval_strategy: steps
     entry = {"path": "org/a", "name": "main", "split": "train", "columns": ["chosen", "rejected"], "weight": 0.25}
     contains(imported, {"datasets": [entry], "test_split_size": 50})
     assert noted(imported.no_equal, "dataset_mixture.seed")[0].line == 6
+    assert "no pair is read from `score`" in noted(imported.no_equal, "dataset_mixture.datasets.0.columns")[0].text
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from datasets import Dataset
 
+from orpo_trl.pairs.columns import ROW_COLUMNS
 from orpo_trl.pairs.prepare import prepare_pairs
-from orpo_trl.pairs.rows import ROW_COLUMNS
 from orpo_trl.pairs.tokenize import DROP_REASONS, MALFORMED, UNRENDERED, PairRules
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "data_formats.md").read_text(encoding="utf-8")

@@ -2,7 +2,8 @@ import json
 from collections import Counter
 
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Image, Value
+from datasets import List as ListOf
 
 from orpo_trl.config import DataArguments, DatasetSource
 from orpo_trl.pairs.load import ROW_COLUMN, SOURCE_COLUMN, UNREAD_COLUMN, load_pairs
@@ -61,6 +62,16 @@ def test_mixture_keeps_source_and_row(tmp_path):
     assert len(train) == 14
     assert (train[12][SOURCE_COLUMN], train[12][ROW_COLUMN]) == (b, 2)
     assert set(train.column_names) == TEXTS | {SOURCE_COLUMN, ROW_COLUMN, UNREAD_COLUMN}
+
+
+def test_mixture_joins_where_empty_columns_of_images_differ_in_type(tmp_path):
+    types = {"a": Image(), "b": Value("string"), "c": ListOf(Value("string"))}
+    for name, kind in types.items():
+        rows = Dataset.from_list([{**row, "image": None} for row in ROWS[:2]])
+        rows.cast_column("image", kind).save_to_disk(tmp_path / name)
+    train, _ = load(datasets=[{"path": str(tmp_path / name)} for name in types])
+    assert len(train) == 6
+    assert "image" not in train.column_names
 
 
 def test_mixture_fractions_repeat_no_row(tmp_path):

@@ -135,6 +135,7 @@ def test_strings_as_messages():
         ({"prompt": "q", "chosen": ["good"], "rejected": ["bad"]}, "chosen", "`role` and `content`", "position 0"),
         ({"prompt": "q", "chosen": [{"from": "gpt"}], "rejected": []}, "chosen", "`content`", "position 0"),
         ({"prompt": "q", "chosen": [{"role": "assistant"}], "rejected": []}, "chosen", "`content`", "position 0"),
+        ({"prompt": "q", "chosen": [{**bot("good"), "tool_calls": 1}]}, "chosen", "`tool_calls`", "int 1 at"),
         (
             {"chosen": [user("q"), bot("good")], "rejected": [user("another"), bot("bad")]},
             "rejected", "the turns of `chosen`", "position 0",

@@ -59,3 +59,9 @@ def test_wrong_values_are_named_by_column(row, message):
 
 def test_numbers_above_64_bits_are_passed_on():
     assert template_options({"chat_template_kwargs": f'{{"x": {10**30}}}'}) == {"x": 10**30}
+
+
+@pytest.mark.parametrize("documents", [3.5, [1], {"title": "a"}, "[1]"])
+def test_documents_of_a_wrong_shape_are_refused_by_name(documents):
+    with pytest.raises(RowError, match="column `documents`: expected a list of mappings or texts"):
+        template_options({"documents": documents})
