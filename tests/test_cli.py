@@ -194,6 +194,7 @@ def test_wrong_input_ends_with_a_message(arguments, status, message, monkeypatch
     assert "Traceback" not in result.output
 
 
+@pytest.mark.slow
 def test_pipe_that_is_closed_early_is_no_error_of_the_user():
     command = f"{ORPO_TRL} recipes expand mistral_beta | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import orpo_trl
 
 HEAVY = ("matplotlib", "jinja2", "wandb", "deepspeed", "tensorboard", "torch.utils.tensorboard")
@@ -16,6 +18,7 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split()) if done.stdout.strip() else set()
 
 
+@pytest.mark.slow
 def test_trainer_loads_nothing_heavy_that_its_libraries_do_not_load():
     """transformers itself loads jinja2, and TRL's base trainer wandb where it is installed."""
     libraries = loaded_by("from trl import SFTTrainer")

@@ -142,7 +142,11 @@ def test_other_answers_begin_as_they_should(run, arguments, beginning):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status"), [(["recipes", "expand", "absent.yaml"], 2), (["train", "quickstart", "--bta", "1"], 2)]
+    ("arguments", "status"),
+    [
+        (["recipes", "expand", "absent.yaml"], 2),
+        pytest.param(["train", "quickstart", "--bta", "1"], 2, marks=pytest.mark.slow),
+    ],
 )
 def test_failing_command_answers_nothing(run, arguments, status):
     done = run(*arguments, status=status)
@@ -166,9 +170,8 @@ def test_closed_pipe_is_quiet(command):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    "closed", [pytest.param(">&-", marks=pytest.mark.slow), "2>&-", pytest.param(">&- 2>&-", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams_are_no_error(closed):
     shell = f"{ORPO_TRL} recipes expand quickstart {closed}"
     done = subprocess.run(["bash", "-c", shell], cwd=REPOSITORY, env=TRAIN_ENVIRONMENT, capture_output=True, text=True)
@@ -189,6 +192,7 @@ def test_a_full_disk_behind_standard_output_is_named(command):
     assert "No space left on device" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_value_that_begins_like_the_flag_for_help_is_no_question(run):
     """The help would end the command with status 0, as if it had trained."""
     done = run("train", "quickstart", "--dry_run", "--run_name", "-hello")

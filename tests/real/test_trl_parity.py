@@ -60,7 +60,8 @@ def clean(rows, tokenizer, max_length, count):
     return kept.select(range(count))
 
 
-@pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 1), (2, 2)])
 def test_loss_metrics_and_gradients_equal_trl(rows, mistral_tokenizer, tmp_path, batch_size, accumulation):
     mistral_tokenizer.pad_token = mistral_tokenizer.eos_token
     dataset = clean(rows, mistral_tokenizer, 256, 4 * STEPS)
