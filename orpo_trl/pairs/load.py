@@ -92,7 +92,7 @@ def _load_mixture(entries: list[DatasetSource], streaming: bool, seed: int) -> R
         ) from error
 
 
-def _without_empty_media(rows: Rows) -> Rows:
+def _without_empty_media(rows: Any) -> Any:
     """Rows without columns of images and the like that are empty. Their types often differ from source to source."""
     if isinstance(rows, IterableDataset):
         return rows
