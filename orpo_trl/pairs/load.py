@@ -136,8 +136,8 @@ def _load_source(entry: DatasetSource, streaming: bool) -> Rows:
                 str(local) if local.is_dir() else path, split=split, streaming=streaming, **options
             )
         has = dataset.column_names or list(next(iter(dataset), {}))
-        if isinstance(dataset, Dataset):
-            dataset.data.validate(full=True)  # readers of JSON take any bytes for text
+        if isinstance(dataset, Dataset) and any(file.suffix in (".json", ".jsonl") for file in files):
+            dataset.data.validate(full=True)  # its reader takes any bytes for text
     except (ValueError, KeyError, StopIteration, TypeError, DatasetGenerationError) as error:
         _refuse_broken(path, split, files, None)
         reason = error.__cause__ or error

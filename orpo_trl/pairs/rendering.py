@@ -147,14 +147,9 @@ def _texts_of_turns(turns: Messages, is_response: bool = False) -> list[Loss]:
         texts += [Loss(thoughts, text) for text in named]
         kind = ANSWER if is_answer else LOST_TURN.get(turn["role"], LOST_OTHER)
         texts.append(Loss(kind, content))
-        for call in _listed(turn.get("tool_calls")):
+        for call in turn.get("tool_calls") or ():
             texts += [Loss(TOOL_CALL, text) for text in _texts_of_call(call)]
     return [Loss(kind, text.strip()) for kind, text in texts if text.strip()]
-
-
-def _listed(value: Any) -> list[Any]:
-    """A value as a list. What a template prints of a wrong type is trained, so nothing of it is refused here."""
-    return value if isinstance(value, list) else [value] if value else []
 
 
 def _is_text(value: Any) -> bool:
@@ -192,12 +187,12 @@ def _leaves(value: Any) -> Iterator[str]:
 
 
 def _texts_of_options(options: dict[str, Any]) -> Iterator[Loss]:
-    for tool in _listed(options.get("tools")):
+    for tool in options.get("tools") or ():
         function = _function(tool)
         # Templates may indent the further lines of a description.
         texts = [function.get("name"), *str(function.get("description") or "").splitlines()[:1]]
         yield from (Loss(TOOLS, text.strip()) for text in texts if _is_text(text) and text.strip())
-    for document in _listed(options.get("documents")):
+    for document in options.get("documents") or ():
         if isinstance(document, dict):
             yield from (Loss(DOCUMENTS, text) for text in document.values() if isinstance(text, str) and text.strip())
 

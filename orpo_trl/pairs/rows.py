@@ -1,4 +1,4 @@
-"""One dataset row, of any accepted shape, to one pair. The shapes are listed in README.md, "Data formats"."""
+"""One dataset row, of any accepted shape, to one pair. The shapes are listed in docs/data_formats.md."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace

@@ -17,13 +17,15 @@ def template_options(row: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise RowError("chat_template_kwargs", "a mapping", f"{options!r:.60}")
     named = {name: _json_column(row, name) for name in ("tools", "documents")}
-    tools = named["tools"]
-    if tools is not None and not (isinstance(tools, list) and all(_is_tool(tool) for tool in tools)):
-        raise RowError("tools", "a list of mappings with a `name`", f"{tools!r:.60}")
-    documents = named["documents"]
-    if documents is not None and not (isinstance(documents, list) and all(_is_document(part) for part in documents)):
-        raise RowError("documents", "a list of mappings or texts", f"{documents!r:.60}")
-    return {**{name: value for name, value in named.items() if value is not None}, **options}
+    found = {**{name: value for name, value in named.items() if value is not None}, **options}
+    for name, is_one, expected in (
+        ("tools", _is_tool, "a list of mappings with a `name`"),
+        ("documents", _is_document, "a list of mappings or texts"),
+    ):
+        value = found.get(name)
+        if value is not None and not (isinstance(value, list) and all(map(is_one, value))):
+            raise RowError(name, expected, f"{value!r:.60}")
+    return found
 
 
 def _is_document(value: Any) -> bool:

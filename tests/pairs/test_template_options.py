@@ -65,3 +65,9 @@ def test_numbers_above_64_bits_are_passed_on():
 def test_documents_of_a_wrong_shape_are_refused_by_name(documents):
     with pytest.raises(RowError, match="column `documents`: expected a list of mappings or texts"):
         template_options({"documents": documents})
+
+
+@pytest.mark.parametrize("name", ["tools", "documents"])
+def test_template_arguments_of_the_same_names_are_looked_at_too(name):
+    with pytest.raises(RowError, match=f"column `{name}`: expected a list"):
+        template_options({"chat_template_kwargs": {name: 1}})
