@@ -88,14 +88,13 @@ def expected_metrics(folder: Path, rows: list[dict], sources: list[str], tokeniz
     return metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "options"),
     [
         (None, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}),
-        pytest.param(
-            "zero3", {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, marks=pytest.mark.slow
-        ),
-        pytest.param("ddp", {"per_device_train_batch_size": 4, "pair_layout": "padded"}, marks=pytest.mark.slow),
+        ("zero3", {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),
+        ("ddp", {"per_device_train_batch_size": 4, "pair_layout": "padded"}),
     ],
 )
 def test_metrics_equal_their_recomputation_from_rows(engine, options, base, tmp_path):

@@ -43,20 +43,21 @@ ACCUMULATED_BUDGET = {"max_tokens_per_micro_batch": 40}
 slow = pytest.mark.slow
 
 
+@slow
 @pytest.mark.parametrize(
     ("engine", "options"),
     [
-        ("fsdp2", {}),  # in the default tests: it compiles nothing
-        pytest.param("zero3", {}, marks=slow),
-        pytest.param("zero3", BUDGET, marks=slow),
-        pytest.param("zero3", REENTRANT, marks=slow),
-        pytest.param("zero3", ACCUMULATED_BUDGET, marks=slow),
-        pytest.param("fsdp2", ACCUMULATED_BUDGET, marks=slow),
-        pytest.param("fsdp2", {**BUDGET, **CHECKPOINTING}, marks=slow),
-        pytest.param("zero2", {}, marks=slow),
-        pytest.param("zero2", BUDGET, marks=slow),
-        pytest.param("ddp", {}, marks=slow),
-        pytest.param("ddp", BUDGET, marks=slow),
+        ("fsdp2", {}),
+        ("zero3", {}),
+        ("zero3", BUDGET),
+        ("zero3", REENTRANT),
+        ("zero3", ACCUMULATED_BUDGET),
+        ("fsdp2", ACCUMULATED_BUDGET),
+        ("fsdp2", {**BUDGET, **CHECKPOINTING}),
+        ("zero2", {}),
+        ("zero2", BUDGET),
+        ("ddp", {}),
+        ("ddp", BUDGET),
     ],
 )
 def test_two_processes_train_as_one_under_each_strategy(engine, options, base, one_process, tmp_path):

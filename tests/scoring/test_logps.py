@@ -285,6 +285,7 @@ def run(*arguments):
     return CliRunner().invoke(main, ["logps", *map(str, arguments)], prog_name="orpo-trl")
 
 
+@pytest.mark.slow
 def test_output_pipes_and_the_rest_goes_to_standard_error(model_folder):
     command = [ORPO_TRL, "logps", str(model_folder), "recipes/quickstart/data", "--split", "test"]
     done = subprocess.run(command, cwd=REPOSITORY, env=TRAIN_ENVIRONMENT, capture_output=True, text=True, check=True)
