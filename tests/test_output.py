@@ -69,6 +69,7 @@ def test_expanded_recipe_is_yaml(run):
     assert "Running in WANDB offline mode" in done.stderr
 
 
+@pytest.mark.slow
 def test_dry_run_is_one_command_line(run):
     done = run("train", "quickstart", "--dry_run")
     assert len(done.stdout.splitlines()) == 1
@@ -141,11 +142,12 @@ def test_other_answers_begin_as_they_should(run, arguments, beginning):
     assert "NOISE" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [
         (["recipes", "expand", "absent.yaml"], 2),
-        pytest.param(["train", "quickstart", "--bta", "1"], 2, marks=pytest.mark.slow),
+        (["train", "quickstart", "--bta", "1"], 2),
     ],
 )
 def test_failing_command_answers_nothing(run, arguments, status):
@@ -154,14 +156,8 @@ def test_failing_command_answers_nothing(run, arguments, status):
     assert "Error: " in done.stderr
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "recipes expand quickstart",
-        pytest.param("schema", marks=pytest.mark.slow),
-        pytest.param("check quickstart", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["recipes expand quickstart", "schema", "check quickstart"])
 def test_closed_pipe_is_quiet(command):
     shell = f"set -o pipefail; {ORPO_TRL} {command} | head -n 1; exit 0"
     done = subprocess.run(["bash", "-c", shell], cwd=REPOSITORY, env=TRAIN_ENVIRONMENT, capture_output=True, text=True)
