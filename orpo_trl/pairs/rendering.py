@@ -94,16 +94,20 @@ def render(pair: ChatPair, tokenizer: PreTrainedTokenizerBase) -> Rendering:
     dialogues = [_apply(tokenizer, [*pair.prompt, *turns], pair.options) for turns in responses]
     texts = [*_texts_of_options(pair.options), *_texts_of_turns(pair.prompt)]
     end = _end_of(texts, prompt)
-    found = set(_missing(texts, prompt))
+    found: set[Loss] = set()
     is_empty = []
     for dialogue, turns in zip(dialogues, responses, strict=True):
+        own = _texts_of_turns(turns, is_response=True)
         common = _common_length(prompt, dialogue)
-        if common < len(prompt):
-            found.update(_missing(texts, dialogue))
-            moved = set(_missing(texts, prompt[:common])) - found
+        if common == len(prompt):
+            found.update(_missing(texts, prompt))
+        else:
+            # A text may stand in the response alone by chance, which its own texts then lack.
+            left_out = set(_missing([*texts, *own], dialogue)) & set(map(_quoted, texts))
+            moved = set(_missing(texts, prompt[:common])) - left_out
+            found |= left_out
             if moved:
                 found.add(_changed_turn(pair.prompt, moved))
-        own = _texts_of_turns(turns, is_response=True)
         lost = _missing(own, dialogue[min(common, end) :])
         found.update(lost)
         is_empty.append(bool(own) and len(lost) == len(own) and _is_bare(pair, dialogue, tokenizer))

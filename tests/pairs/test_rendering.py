@@ -63,6 +63,10 @@ def test_system_text_that_only_a_last_user_turn_gets_is_lost_and_quoted(tokenize
     assert kinds(tokenizer, one, escaped) == {
         "system text lost", "user turn rendered otherwise once a response follows"
     }  # fmt: skip
+    # The last turn of a prompt that a template cuts, and writes in full once an answer follows, is not lost.
+    cut = SYSTEM_IN_LAST_TURN.replace("{{ m['content'] }}[/INST]", "{{ '' if loop.last else m['content'] }}[/INST]")
+    one = row(answer("Arr, yes."), answer("Yes."), SYSTEM, USER)
+    assert kinds(tokenizer, one, cut) == {"system text lost", "user turn rendered otherwise once a response follows"}
     # Without a system turn the same template loses nothing.
     assert not kinds(tokenizer, row(answer("Moo."), answer("No.")), SYSTEM_IN_LAST_TURN)
 
