@@ -128,7 +128,6 @@ NEEDS = (
     Need("transformers.models.mistral.modeling_mistral.eager_attention_forward", "packed rows with `eager` attention; "
          "each model's module has one", ("module", "query", "key", "value", "attention_mask")),
     # ---- Data
-    Need(f"{_UTILS}.remove_none_values", "tool schemas that Arrow has filled with nulls", ("example",)),
     Need("datasets.fingerprint.Hasher.hash", "a cache of tokens that knows the package's version", ("value",)),
     Need("datasets.Dataset._fingerprint", "a cache of tokens that knows the rows", is_of_instances=True),
     # ---- Order of the rows
@@ -228,7 +227,6 @@ try:
     from trl.trainer.utils import get_config_model_id as get_config_model_id
     from trl.trainer.utils import get_trackio_space_url as get_trackio_space_url
     from trl.trainer.utils import pad as pad
-    from trl.trainer.utils import remove_none_values as remove_none_values
 
     # Tiles of TRL's fused LM head, in tokens and words of the vocabulary, by kind of device. TRL's are made for GPUs:
     # 4,096 tokens by 32,768 words in fp32, several at a time. On a CPU these are often larger than all logits of a

@@ -121,6 +121,18 @@ def test_a_tied_head_that_is_trained_twice_is_refused(tokenizer, tmp_path):
             assert trainer.state.global_step == 2
 
 
+@pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
+def test_a_head_with_a_bias_of_which_an_adapter_trains_some_tokens_is_refused(layout, tokenizer, tmp_path):
+    """peft's wrapper of the head has the weight alone: the loss would be that of a model without the bias."""
+    model = tiny_model(tie_word_embeddings=False)
+    model.lm_head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size, bias=True)
+    with pytest.raises(ValueError, match="`trainable_token_indices`: the LM head has a bias"):
+        ORPOTrainer(
+            model, settings(tmp_path, pair_layout=layout), train_dataset=make_dataset(4), processing_class=tokenizer,
+            peft_config=adapter_of_tokens({"lm_head": [5]}),
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [

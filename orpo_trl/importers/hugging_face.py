@@ -84,6 +84,11 @@ def _convert_trl(draft: Draft) -> None:
         "TRL appends an end-of-sequence token to a response that does not end in one; here conversations end as the "
         "chat template ends them."
     )
+    sources = draft.settings.get("datasets")
+    if isinstance(sources, list):
+        draft.settings["datasets"] = [
+            _choose_columns(draft, entry, "datasets", index) for index, entry in enumerate(sources)
+        ]
     if draft.has("max_prompt_length"):
         draft.set("max_prompt_length", draft.number("max_prompt_length"), "max_prompt_length")
         draft.differs(
@@ -176,15 +181,17 @@ def _convert_mixer(draft: Draft, evaluates: bool) -> None:
         )
 
 
-def _choose_columns(draft: Draft, entry: dict[str, Any], index: int) -> None:
-    """Of a source's `columns`, those that a pair is read from: the others were for a step of the user's own."""
-    columns = entry.get("columns")
+def _choose_columns(draft: Draft, entry: Any, *place: Any) -> Any:
+    """A source, `place` in the config, with those of its `columns` that a pair is read from: the others were for a step
+    of the user's own."""
+    columns = entry.get("columns") if isinstance(entry, dict) else None
     if not isinstance(columns, list):
-        return
-    entry["columns"] = [column for column in columns if column in ROW_COLUMNS]
+        return entry
     others = [f"`{column}`" for column in columns if column not in ROW_COLUMNS]
     if others:
-        draft.drop("dataset_mixture", f"no pair is read from {', '.join(others)}", ("datasets", index, "columns"))
+        key, *path = place
+        draft.drop(key, f"no pair is read from {', '.join(others)}", (*path, "columns"))
+    return {**entry, "columns": [column for column in columns if column in ROW_COLUMNS]}
 
 
 def _convert_mixture(draft: Draft, evaluates: bool) -> None:
@@ -196,8 +203,8 @@ def _convert_mixture(draft: Draft, evaluates: bool) -> None:
             draft.config.fail(
                 "dataset_mixture", f"expected a mapping with `id` for each dataset, received {theirs!r:.60}"
             )
-        entries.append({names[name]: value for name, value in theirs.items() if name in names and value is not None})
-        _choose_columns(draft, entries[-1], index)
+        entry = {names[name]: value for name, value in theirs.items() if name in names and value is not None}
+        entries.append(_choose_columns(draft, entry, "dataset_mixture", "datasets", index))
         for name in theirs:
             if name not in names:
                 draft.drop("dataset_mixture", "left out", ("datasets", index, name))

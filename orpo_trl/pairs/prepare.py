@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from accelerate import PartialState
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, Json
 from transformers import PreTrainedTokenizerBase
 
 from orpo_trl.lengths import PARTS, PairLengths
@@ -150,7 +150,7 @@ def prepare_pairs(
         )
     if isinstance(dataset, Dataset) and not len(dataset):
         raise ValueError(f"The {name} dataset has no rows.")
-    arguments = {"tokenizer": tokenizer, "rules": rules}
+    arguments = {"tokenizer": tokenizer, "rules": rules, "features": dataset.features}
     if isinstance(dataset, IterableDataset):
         arguments |= {"name": name, "on_malformed": on_malformed, "on_unrendered": on_unrendered, "said": set()}
         pairs = dataset.map(_tokenize_and_drop, batched=True, with_indices=True, fn_kwargs=arguments)
@@ -199,7 +199,7 @@ def prepare_pairs(
 def _undecoded(dataset: Dataset) -> Dataset:
     """The dataset, with images and the like as they are stored: rows that hold one are refused, and none is decoded."""
     for column, feature in dataset.features.items():
-        if getattr(feature, "decode", False):
+        if getattr(feature, "decode", False) and not isinstance(feature, Json):
             dataset = dataset.cast_column(column, replace(cast(Any, feature), decode=False))
     return dataset
 

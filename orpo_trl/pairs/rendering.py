@@ -94,15 +94,20 @@ def render(pair: ChatPair, tokenizer: PreTrainedTokenizerBase) -> Rendering:
     dialogues = [_apply(tokenizer, [*pair.prompt, *turns], pair.options) for turns in responses]
     texts = [*_texts_of_options(pair.options), *_texts_of_turns(pair.prompt)]
     end = _end_of(texts, prompt)
-    found = set(_missing(texts, prompt))
+    found: set[Loss] = set()
     is_empty = []
     for dialogue, turns in zip(dialogues, responses, strict=True):
-        common = _common_length(prompt, dialogue)
-        if common < len(prompt):
-            found.update(_missing(texts, dialogue))
-        if common < end:
-            found.add(_changed_turn(pair.prompt, prompt, common, found))
         own = _texts_of_turns(turns, is_response=True)
+        common = _common_length(prompt, dialogue)
+        if common == len(prompt):
+            found.update(_missing(texts, prompt))
+        else:
+            # A text may stand in the response alone by chance, which its own texts then lack.
+            left_out = set(_missing([*texts, *own], dialogue)) & set(map(_quoted, texts))
+            moved = set(_missing(texts, prompt[:common])) - left_out
+            found |= left_out
+            if moved:
+                found.add(_changed_turn(pair.prompt, moved))
         lost = _missing(own, dialogue[min(common, end) :])
         found.update(lost)
         is_empty.append(bool(own) and len(lost) == len(own) and _is_bare(pair, dialogue, tokenizer))
@@ -215,10 +220,14 @@ def _missing(texts: Iterable[Loss], rendered: str) -> list[Loss]:
         text = _squeezed(loss.words)
         position = left.find(text)
         if position < 0:
-            lost.append(Loss(loss.kind, loss.words[:_MAX_QUOTE]))
+            lost.append(_quoted(loss))
         else:
             left = left[:position] + "\0" + left[position + len(text) :]
     return lost
+
+
+def _quoted(loss: Loss) -> Loss:
+    return loss._replace(words=loss.words[:_MAX_QUOTE])
 
 
 def _squeezed(text: str) -> str:
@@ -231,23 +240,24 @@ def _squeezed(text: str) -> str:
 
 
 def _end_of(texts: list[Loss], prompt: str) -> int:
-    """Where the last text of the prompt's turns ends in its rendering; 0 where it is not found as it stands."""
-    last = texts[-1].words if texts else ""
-    position = prompt.rfind(last)
-    return position + len(last) if last and position >= 0 else 0
+    """Where the last text of the prompt that its rendering holds as it stands ends; 0 where it holds none."""
+    for text in reversed(texts):
+        position = prompt.rfind(text.words)
+        if position >= 0:
+            return position + len(text.words)
+    return 0
 
 
-def _changed_turn(turns: Messages, prompt: str, common: int, lost: set[Loss]) -> Loss:
-    """The first turn that is rendered otherwise once a response follows, and counts to the response: it lies behind
-    `common` characters of `prompt`, and is not lost."""
-    position = 0
+def _changed_turn(turns: Messages, moved: set[Loss]) -> Loss:
+    """The first turn that is rendered otherwise once a response follows, and counts to the response.
+
+    `moved`: the texts of the prompt that are left out of what prompt and dialogue have in common, and are not lost.
+    """
     for turn in turns:
         for text in _texts_of_turns([turn]):
-            found = prompt.find(text.words, position)
-            position = max(position, found + len(text.words)) if found >= 0 else position
-            if position > common and text._replace(words=text.words[:_MAX_QUOTE]) not in lost:
-                return Loss(f"{turn['role']} turn {CHANGED}", text.words[:_MAX_QUOTE])
-    return Loss(f"prompt {CHANGED}", prompt[common:][:_MAX_QUOTE])
+            if (short := _quoted(text)) in moved:
+                return Loss(f"{turn['role']} turn {CHANGED}", short.words)
+    return Loss(f"prompt {CHANGED}", min(moved).words)
 
 
 def _common_length(a: str, b: str) -> int:

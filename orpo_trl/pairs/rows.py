@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+from orpo_trl.pairs.arrow_nulls import without_filling
 from orpo_trl.pairs.columns import ROW_COLUMNS
 from orpo_trl.pairs.foreign_rows import converted, parse_turns, refuse_media, turn_of_sharegpt
 from orpo_trl.pairs.row_errors import RowError, check_values, describe, own_words
@@ -23,11 +24,12 @@ from orpo_trl.pairs.transcripts import (
     transcript_turns,
     without_prompt,
 )
-from orpo_trl.upstream import remove_none_values
 
 Messages: TypeAlias = list[dict[str, Any]]
 
 _TURN_COLUMNS = ("prompt", "chosen", "rejected", "conversations", "messages", "rejected_messages")
+# Columns of nested values, whose nulls may be Arrow's.
+_NESTED_COLUMNS = (*_TURN_COLUMNS, "tools", "documents", "chat_template_kwargs")
 _QUESTIONS = ("instruction", "question", "input")
 _PROMPTS = ("prompt", *_QUESTIONS)
 _MARKERS = ("<image>", "<video>", "<audio>")
@@ -61,6 +63,7 @@ class ChatPair:
         options: arguments of the chat template: `tools`, `documents` and those of `chat_template_kwargs`.
         read: the row's columns that the pair was read from.
         notes: what is worth a warning and no error, as short phrases.
+        names: of a row that was converted, our names of its columns to its own.
     """
 
     prompt: Messages
@@ -69,6 +72,7 @@ class ChatPair:
     options: dict[str, Any] = field(default_factory=dict)
     read: tuple[str, ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    names: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 Pair: TypeAlias = TextPair | ChatPair
@@ -83,7 +87,12 @@ def is_empty(response: str | Messages) -> bool:
     return not last.get("tool_calls") and not any(isinstance(text, str) and text.strip() for text in texts)
 
 
-def row_to_pair(row: Mapping[str, Any], strings_as_messages: bool = False, prompt_turns: str = "auto") -> Pair:
+def row_to_pair(
+    row: Mapping[str, Any],
+    strings_as_messages: bool = False,
+    prompt_turns: str = "auto",
+    features: Mapping[str, Any] | None = None,
+) -> Pair:
     """Read one row.
 
     Args:
@@ -91,20 +100,25 @@ def row_to_pair(row: Mapping[str, Any], strings_as_messages: bool = False, promp
         strings_as_messages: read string prompts and responses as turns of a conversation.
         prompt_turns: which turns of a conversation are its prompt: 'all' but the last answer, those before the
             'first' answer, or 'auto': those of `prompt` where it holds messages, else all but the last answer.
+        features: types of the columns, such as `Dataset.features`, which tell the row's nulls from Arrow's.
 
     Raises:
         RowError: naming the column, what was expected, and what was received.
     """
+    of_arrow = {name for name in _NESTED_COLUMNS if not isinstance(row.get(name), str)}  # strings are JSON
     row = {name: parse_turns(name, value) if name in _TURN_COLUMNS else value for name, value in row.items()}
     # An empty column of prompts stays, as it says that the prompt is not in the responses.
     row = {name: value for name, value in row.items() if value is not None or name in _PROMPTS}
     for name in ROW_COLUMNS:
         check_values(name, row.get(name))
+    for name in of_arrow & row.keys():
+        row[name] = without_filling(row[name], (features or {}).get(name))
     refuse_media(row)
     row, names = converted(row)
     with own_words(names):
         pair = _pair(row, strings_as_messages, prompt_turns)
-    return replace(pair, read=tuple(dict.fromkeys(names.get(name, name) for name in _read(row, pair))))
+    pair = replace(pair, read=tuple(dict.fromkeys(names.get(name, name) for name in _read(row, pair))))
+    return replace(pair, names=names) if isinstance(pair, ChatPair) else pair
 
 
 def _pair(row: Mapping[str, Any], strings_as_messages: bool, prompt_turns: str) -> Pair:
@@ -257,8 +271,7 @@ def _with_prompt(name: str, prompt: str | list, messages: Messages) -> Messages:
 
 
 def _messages(name: str, value: list) -> Messages:
-    # Arrow gives every message of a column the same keys and fills the absent ones with None.
-    messages = remove_none_values(value)
+    messages = _without_absent_keys(value)
     for position, message in enumerate(messages):
         if isinstance(message, dict) and "role" not in message and "from" in message:
             messages[position] = message = turn_of_sharegpt(name, message, position)
@@ -275,6 +288,17 @@ def _messages(name: str, value: list) -> Messages:
         elif content is not None or not (message.get("tool_calls") or any(message.get(key) for key in REASONING_KEYS)):
             raise RowError(name, "`content` of text in each message", f"{describe(content)} at position {position}")
     return messages
+
+
+def _without_absent_keys(value: Any, is_call: bool = False) -> Any:
+    """A copy of messages without keys that hold None, but for the arguments of tool calls, in which None is a value."""
+    if isinstance(value, Mapping):
+        return {
+            key: item if is_call and key == "arguments" else _without_absent_keys(item, is_call or key == "tool_calls")
+            for key, item in value.items()
+            if item is not None
+        }
+    return [_without_absent_keys(item, is_call) for item in value] if isinstance(value, list) else value
 
 
 def _joined_parts(name: str, parts: list, position: int) -> str:

@@ -38,10 +38,10 @@ def _is_tool(tool: Any) -> bool:
 
 
 def _json_column(row: Mapping[str, Any], name: str) -> Any:
-    """A column that may hold its value as a JSON string, which is kept with its nulls."""
+    """A column that may hold its value as a JSON string."""
     value = row.get(name)
     if not isinstance(value, str):
-        return _without_filling([value])[0] if value else None
+        return value or None
     if not value.strip():
         return None
     try:
@@ -50,28 +50,3 @@ def _json_column(row: Mapping[str, Any], name: str) -> Any:
         raise RowError(name, "JSON", f"{value!r:.60} ({error})") from error
     check_values(name, value)
     return value
-
-
-def _without_filling(place: list[Any]) -> list[Any]:
-    """Values that stand at one place of a column, without the nulls that Arrow fills their absent keys with.
-
-    Arrow gives all mappings at one place the same keys. Where they differ, the mappings are not Arrow's (rows in
-    Python, the type `Json` of `datasets`), and all of their nulls are meant. So are nulls inside lists. A null in
-    mappings of equal keys cannot be told from a filled one, such as `default: null` of a single tool, and goes; a
-    column of JSON text keeps it.
-    """
-    mappings = [value for value in place if isinstance(value, Mapping)]
-    lists = [value for value in place if isinstance(value, list)]
-    if not (mappings or lists) or any(value.keys() != mappings[0].keys() for value in mappings):
-        return place
-    keys = mappings[0] if mappings else ()
-    columns = {key: iter(_without_filling([value[key] for value in mappings])) for key in keys}
-    items = iter(_without_filling([item for value in lists for item in value]) if lists else ())
-
-    def rebuilt(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            filled = {key: next(column) for key, column in columns.items()}
-            return {key: item for key, item in filled.items() if item is not None}
-        return [next(items) for _ in value] if isinstance(value, list) else value
-
-    return [rebuilt(value) for value in place]

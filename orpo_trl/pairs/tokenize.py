@@ -10,7 +10,6 @@ from datasets import List as ListOf
 from transformers import PreTrainedTokenizerBase
 
 from orpo_trl.config import ORPOConfig
-from orpo_trl.pairs.foreign_rows import own_names
 from orpo_trl.pairs.rendering import render
 from orpo_trl.pairs.row_errors import own_words
 from orpo_trl.pairs.rows import Pair, RowError, TextPair, is_empty, row_to_pair
@@ -74,7 +73,10 @@ class _Ids:
 
 
 def tokenize_rows(
-    batch: Mapping[str, list], tokenizer: PreTrainedTokenizerBase, rules: PairRules
+    batch: Mapping[str, list],
+    tokenizer: PreTrainedTokenizerBase,
+    rules: PairRules,
+    features: Mapping[str, Any] | None = None,
 ) -> dict[str, list[Any]]:
     """Token ids of a batch of rows, for `datasets.Dataset.map(batched=True)`.
 
@@ -82,6 +84,7 @@ def tokenize_rows(
         batch: column name to values.
         tokenizer: renders conversations and encodes texts, each text once, in one call for the batch.
         rules: limits of length, and how strings are read.
+        features: types of the columns, where they are known.
 
     Returns:
         The columns of `TOKENIZED_FEATURES`. A row that is not kept has no ids; `status` says why, and `problem` holds
@@ -103,9 +106,8 @@ def tokenize_rows(
             if row.get("prompt_ids") is not None:
                 records[index] = _record(_check_ids(row, tokenizer), rules) | {"read": _IDS_READ}
                 continue
-            pair = row_to_pair(row, rules.strings_as_messages, rules.prompt_turns)
-            with own_words(own_names(row)):
-                texts_of_row, empty, remarks = _texts(pair, tokenizer)
+            pair = row_to_pair(row, rules.strings_as_messages, rules.prompt_turns, features)
+            texts_of_row, empty, remarks = _texts(pair, tokenizer)
         except RowError as error:
             records[index] = {"status": MALFORMED, "problem": str(error)}
             continue
@@ -159,7 +161,8 @@ def _texts(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], s
     if isinstance(pair, TextPair):
         dialogues = [pair.prompt + response for response in (pair.chosen, pair.rejected) if response is not None]
         return [pair.prompt, *dialogues], None, remarks
-    rendering = render(pair, tokenizer)
+    with own_words(pair.names):
+        rendering = render(pair, tokenizer)
     remarks += rendering.losses
     if any(rendering.is_empty):
         return [], _EMPTY_SIDES[rendering.is_empty.index(True)], remarks

@@ -16,6 +16,7 @@ from orpo_trl.importers.conversions import FLASH
 from orpo_trl.importers.draft import is_empty
 from orpo_trl.importers.foreign_keys import OURS, REFUSED
 from orpo_trl.importers.read import read_yaml
+from orpo_trl.pairs.columns import ROW_COLUMNS
 from orpo_trl.sections import MEANINGLESS, SECTIONS
 
 FIELDS = {field.name for owner in (ModelArguments, DataArguments, ORPOConfig) for field in dataclasses.fields(owner)}
@@ -358,6 +359,46 @@ eval_strategy: steps
     contains(imported, {"datasets": [entry], "test_split_size": 50})
     assert noted(imported.no_equal, "dataset_mixture.seed")[0].line == 6
     assert "no pair is read from `score`" in noted(imported.no_equal, "dataset_mixture.datasets.0.columns")[0].text
+
+
+def test_columns_of_a_trl_config_are_those_that_a_pair_is_read_from(read):
+    """TRL keeps the others for a step of the user's own; here a recipe that names them would be refused."""
+    sources = "datasets:\n- {path: a}\n- {path: b, columns: [prompt, chosen, rejected, score]}\n"
+    imported = read(f"model_name_or_path: m\nbeta: 0.1\n{sources}")
+    kept = ["prompt", "chosen", "rejected"]
+    contains(imported, {"datasets": [{"path": "a"}, {"path": "b", "columns": kept}]})
+    (note,) = noted(imported.no_equal, "no pair is read from `score`")
+    assert (note.key, note.line) == ("datasets.1.columns", 5)
+
+
+NAMES = st.sampled_from([*ROW_COLUMNS, "score", "source", "good"])
+FIELDS_OF_AXOLOTL = [f"field_{name}" for name in "chosen rejected prompt system messages input output tools".split()]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    fields=st.dictionaries(st.sampled_from(FIELDS_OF_AXOLOTL), NAMES),
+    kind=st.sampled_from([None, "chat_template.argilla", "chat_template.default", "orpo.chat_template"]),
+    columns=st.lists(NAMES, unique=True),
+)
+def test_columns_of_an_imported_recipe_are_those_of_a_row(read, fields, kind, columns):
+    entry = {"path": "a", **fields, **({"type": kind} if kind else {})}
+    axolotl = {**yaml.safe_load(AXOLOTL), "datasets": [entry], "test_datasets": [entry]}
+    trl = {"model_name_or_path": "m", "beta": 0.1}
+    source = {"columns": columns, "split": "train"}
+    configs = {
+        "axolotl": axolotl,
+        "trl": {**trl, "datasets": [{"path": "a", **source}]},
+        "alignment_handbook": {**trl, "dataset_mixture": {"datasets": [{"id": "a", **source}]}},
+        "llama_factory": {**yaml.safe_load(LLAMA_FACTORY), "eval_dataset": "b", "eval_strategy": "epoch"},
+    }
+    assert set(configs) == set(TOOLS)
+    for tool, config in configs.items():
+        found = read(yaml.safe_dump(config), tool=tool).settings
+        sources = [*found.get("datasets", []), *found.get("eval_datasets", {}).values()]
+        assert sources or "dataset_name" in found
+        for source in sources:
+            assert set(source.get("columns") or ()) <= set(ROW_COLUMNS), tool
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,25 @@ def test_system_text_that_only_a_last_user_turn_gets_is_lost_and_quoted(tokenize
     assert "user turn rendered otherwise once a response follows" in remarks
     warning = next(text for text in caplog.messages if "system text lost" in text)
     assert warning == "train: system text lost in 1 row, first in row 0: 'Speak as a pirate does.'"
+    escaped = SYSTEM_IN_LAST_TURN.replace("m['content'] }}[/INST]", "m['content'] | e }}[/INST]")
+    one = row(answer("Arr, yes."), answer("Yes."), SYSTEM, {"role": "user", "content": "Is 1 < 2?"})
+    assert kinds(tokenizer, one, escaped) == {
+        "system text lost", "user turn rendered otherwise once a response follows"
+    }  # fmt: skip
+    # The last turn of a prompt that a template cuts, and writes in full once an answer follows, is not lost.
+    cut = SYSTEM_IN_LAST_TURN.replace("{{ m['content'] }}[/INST]", "{{ '' if loop.last else m['content'] }}[/INST]")
+    one = row(answer("Arr, yes."), answer("Yes."), SYSTEM, USER)
+    assert kinds(tokenizer, one, cut) == {"system text lost", "user turn rendered otherwise once a response follows"}
     # Without a system turn the same template loses nothing.
     assert not kinds(tokenizer, row(answer("Moo."), answer("No.")), SYSTEM_IN_LAST_TURN)
+
+
+@pytest.mark.parametrize("text", ["think", "a", "Moo."])
+def test_text_that_the_header_of_the_answer_repeats_is_not_rendered_otherwise(tokenizer, text):
+    """As the distillations of DeepSeek-R1, whose header of an answer that is to come begins a thought."""
+    template = NO_THOUGHTS.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    one = row(answer("Moo."), answer("No."), {"role": "user", "content": text})
+    assert kinds(tokenizer, one, template) == set()
 
 
 def test_actions(tokenizer, caplog):

@@ -1,39 +1,18 @@
-"""Arguments of the chat template that a row brings, with their nulls."""
+"""Arguments of the chat template that a row brings."""
 
 import json
 
 import pytest
-from datasets import Dataset
 
 from orpo_trl.pairs.row_errors import RowError
 from orpo_trl.pairs.template_options import template_options
 
-
-def tool(name, **properties):
-    return {"name": name, "parameters": {"type": "object", "properties": properties}}
-
-
-WITH_NULLS = [tool("f", unit={"type": "string", "enum": ["m", None], "default": None}, least={"type": "integer"})]
+WITH_NULLS = [{"name": "f", "parameters": {"unit": {"enum": ["m", None], "default": None}}}]
 
 
 def test_json_text_is_kept_with_its_nulls():
     row = {"tools": json.dumps(WITH_NULLS), "documents": '[{"title": null}]', "chat_template_kwargs": '{"x": null}'}
     assert template_options(row) == {"tools": WITH_NULLS, "documents": [{"title": None}], "x": None}
-
-
-def test_nulls_that_arrow_fills_absent_keys_with_go_and_those_in_lists_stay():
-    rows = [{"tools": [tool("f", unit={"enum": ["m", None]})]}, {"tools": [tool("g", least={"type": "integer"})]}]
-    stored = list(Dataset.from_list(rows))
-    assert stored[0]["tools"][0]["parameters"]["properties"]["least"] is None
-    assert [template_options(row) for row in stored] == rows
-
-
-def test_nulls_of_mappings_that_are_not_arrows_stay():
-    """Rows in Python, and of JSON Lines whose tools differ, which `datasets` stores as JSON."""
-    tools = [*WITH_NULLS, tool("g")]
-    assert template_options({"tools": tools}) == {"tools": tools}
-    # Not told apart from what Arrow fills: one null in mappings of equal keys.
-    assert "default" not in template_options({"tools": WITH_NULLS})["tools"][0]["parameters"]["properties"]["unit"]
 
 
 @pytest.mark.parametrize(
