@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
+from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from datasets.exceptions import DatasetGenerationError
 
@@ -119,7 +120,8 @@ def _load_source(entry: DatasetSource, streaming: bool) -> Rows:
     files = _data_files(path, local, options)
     names = entry.get("columns") or ROW_COLUMNS
     read = list(names.values()) if isinstance(names, dict) else names
-    _refuse_broken(path, split, [file for file in files if _is_checked_first(file, streaming)], read)
+    if PartialState().is_local_main_process:  # which goes first, and ends the run of the others
+        _refuse_broken(path, split, [file for file in files if _is_checked_first(file, streaming)], read)
     try:
         if local.is_file():
             dataset = _load_file(local, split, streaming)

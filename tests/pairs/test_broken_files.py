@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from accelerate import PartialState
 from datasets import Dataset
 
 from orpo_trl.config import DataArguments
@@ -80,6 +81,12 @@ def test_parquet_file_with_a_hole_is_named_before_a_stream_trains(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"rows.parquet.*it is no whole Parquet file.* Write or download it again"):
         load(path, dataset_streaming=True)
+
+
+def test_one_process_of_a_machine_looks_through_a_file(tmp_path, monkeypatch):
+    (tmp_path / "rows.csv").write_text(HEADER + "q,a\n")
+    monkeypatch.setattr(PartialState(), "local_process_index", 1)
+    assert len(load(tmp_path / "rows.csv")) == 1
 
 
 def test_brackets_in_strings_and_60_of_them_inside_each_other_are_no_fault(tmp_path):
