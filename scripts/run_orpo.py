@@ -31,7 +31,7 @@ from orpo_trl.launch import start_deepspeed_on_cpu
 from orpo_trl.metrics import EVALUATION, evaluation_prefixes, held_out_table
 from orpo_trl.model import build_from_scratch, load_tokenizer, model_init_kwargs
 from orpo_trl.pairs.load import load_pairs
-from orpo_trl.pairs.prepare import MalformedRowsError
+from orpo_trl.pairs.prepare import RowsError
 from orpo_trl.recipe.files import RecipeError
 from orpo_trl.recipe.parse import build_settings, load_recipe
 from orpo_trl.recipe.show import expanded
@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> None:
     trainer.recipe = expanded(recipe)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
-    except (MalformedRowsError, TrackerError) as error:  # rows of a stream are read while it trains
+    except (RowsError, TrackerError) as error:  # rows of a stream are read while it trains
         fail(error)
     metrics = final_evaluation(trainer) if with_test else None
 

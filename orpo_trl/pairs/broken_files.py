@@ -12,13 +12,18 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 NO_ROW = "it has no rows"
 
 _LIMIT = 2**63
-_MAY_HAVE_LARGE_NUMBERS = re.compile(rb"\d{19}").search
+# Brackets of JSON inside each other. From 64 on Arrow has no type for them, and from some thousands on its reader of
+# JSON ends the process.
+_MAX_DEPTH = 60
+_HAS_LARGE_NUMBER = re.compile(rb"\d{19}").search
+_NO_MARKS = bytes(set(range(256)) - set(b'[]{}"\n'))
 _HAS_SURROGATE = re.compile("[\ud800-\udfff]").search
 _LARGE = "a number beyond 64 bits"
 _SURROGATE = "half a character (a lone surrogate)"
@@ -57,15 +62,25 @@ def fault_of(path: Path, columns: Collection[str] | None = None) -> str | None:
     return None
 
 
-def may_have_large_numbers(path: Path) -> bool:
-    """Whether 19 digits stand in a row somewhere in a file."""
+def may_be_misread(path: Path) -> bool:
+    """Whether a JSON file has what its reader changes or dies of: 19 digits in a row, or brackets nested deep."""
+    depth = 0
     with path.open("rb") as file:
-        end = b""
-        while chunk := file.read(_CHUNK):
-            if _MAY_HAVE_LARGE_NUMBERS(end + chunk):
+        while chunk := file.read(_CHUNK) + file.readline():
+            depths = depth + _depths(chunk)
+            if _HAS_LARGE_NUMBER(chunk) or depths.max(initial=0) > _MAX_DEPTH:
                 return True
-            end = chunk[-18:]
+            depth = depths[-1] if len(depths) else depth
     return False
+
+
+def _depths(text: bytes) -> np.ndarray:
+    """How deep JSON is nested behind each of its brackets `[brackets]`, int64. Those within strings are none."""
+    marks = np.frombuffer(text.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NO_MARKS), np.uint8)
+    quotes = np.cumsum(marks == ord('"'))
+    quotes -= np.maximum.accumulate(np.where(marks == ord("\n"), quotes, 0))  # no string is longer than its line
+    opens, closes = (np.isin(marks, [*map(ord, pair)]) & (quotes % 2 == 0) for pair in ("[{", "]}"))
+    return np.cumsum(opens.astype(int) - closes)[opens | closes]
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -81,12 +96,13 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _read_json(path: Path, columns: Collection[str] | None) -> None:
-    lines = _lines(path)
-    first = next((line for line in lines if line.strip()), None)
+    first = next((line for line in _lines(path) if line.strip()), None)
     if first is None:
         raise _Fault(NO_ROW)
     if first.lstrip().startswith("[") or first.strip() == "{":  # over several lines
-        value = _parse(first + "".join(lines), "")
+        lines = list(_lines(path))
+        _refuse_deep(lines)
+        value = _parse("".join(lines), "")
         rows = [(f"element {number}", row) for number, row in enumerate(value if isinstance(value, list) else [value])]
         if not rows:
             raise _Fault(NO_ROW)
@@ -95,7 +111,21 @@ def _read_json(path: Path, columns: Collection[str] | None) -> None:
         return
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
+            _refuse_deep([line], number)
             _check_row(_parse(line, f"line {number}"), f"line {number}", columns)
+
+
+def _refuse_deep(lines: list[str], first: int = 1) -> None:
+    depth = 0
+    for number, line in enumerate(lines, start=first):
+        if "[" in line or "{" in line or "]" in line or "}" in line:
+            depths = depth + _depths(line.encode())
+            depth = depths[-1] if len(depths) else depth
+            if depths.max(initial=0) > _MAX_DEPTH:
+                raise _Fault(
+                    f"line {number} has values nested more than {_MAX_DEPTH} deep. Remove it, or write them as a "
+                    "string of JSON."
+                )
 
 
 def _parse(text: str, place: str) -> Any:
@@ -183,4 +213,5 @@ def _read_parquet(path: Path) -> None:
             for group in range(file.num_row_groups):
                 file.read_row_group(group)
     except (pa.ArrowException, OSError) as error:
-        raise _Fault(f"it is no whole Parquet file ({error}). Write or download it again.") from error
+        reason = " ".join(str(error).split())
+        raise _Fault(f"it is no whole Parquet file ({reason}). Write or download it again.") from error

@@ -7,11 +7,12 @@ from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
+from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from datasets.exceptions import DatasetGenerationError
 
 from orpo_trl.config import DataArguments, DatasetSource, SettingsError
-from orpo_trl.pairs.broken_files import NO_ROW, fault_of, may_have_large_numbers
+from orpo_trl.pairs.broken_files import NO_ROW, fault_of, may_be_misread
 from orpo_trl.pairs.columns import MEDIA_COLUMNS, ROW_COLUMNS
 
 # Columns that name the origin of a row in errors and reports. Row numbers count from 0.
@@ -24,7 +25,7 @@ ORIGIN_COLUMNS = (SOURCE_COLUMN, ROW_COLUMN, UNREAD_COLUMN)
 Rows: TypeAlias = Dataset | IterableDataset
 
 _NOT_LOADED = "The split {!r} of the dataset {!r} could not be loaded: {}"
-# Bytes of JSON up to which a stream's file is looked through before training.
+# Bytes up to which a stream's file is looked through before training.
 _MAX_CHECKED = 1 << 30
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -119,7 +120,8 @@ def _load_source(entry: DatasetSource, streaming: bool) -> Rows:
     files = _data_files(path, local, options)
     names = entry.get("columns") or ROW_COLUMNS
     read = list(names.values()) if isinstance(names, dict) else names
-    _refuse_broken(path, split, [file for file in files if _is_checked_first(file, streaming)], read)
+    if PartialState().is_local_main_process:  # which goes first, and ends the run of the others
+        _refuse_broken(path, split, [file for file in files if _is_checked_first(file, streaming)], read)
     try:
         if local.is_file():
             dataset = _load_file(local, split, streaming)
@@ -138,7 +140,7 @@ def _load_source(entry: DatasetSource, streaming: bool) -> Rows:
         has = dataset.column_names or list(next(iter(dataset), {}))
         if isinstance(dataset, Dataset) and any(file.suffix in (".json", ".jsonl") for file in files):
             dataset.data.validate(full=True)  # its reader takes any bytes for text
-    except (ValueError, KeyError, StopIteration, TypeError, DatasetGenerationError) as error:
+    except (ValueError, KeyError, StopIteration, TypeError, RecursionError, DatasetGenerationError) as error:
         _refuse_broken(path, split, files, None)
         reason = error.__cause__ or error
         reason = NO_ROW if isinstance(reason, StopIteration) else reason
@@ -166,11 +168,9 @@ def _data_files(path: str, local: Path, options: dict[str, Any]) -> list[Path]:
 def _is_checked_first(path: Path, streaming: bool) -> bool:
     """Whether a file is looked through before it is loaded: its reader would change what is broken in it in silence, or
     a stream would fail in the middle of training."""
-    if path.suffix == ".csv":
+    if path.suffix == ".csv" or (streaming and path.stat().st_size <= _MAX_CHECKED):
         return True
-    if path.suffix == ".parquet":
-        return False
-    return may_have_large_numbers(path) or (streaming and path.stat().st_size <= _MAX_CHECKED)
+    return path.suffix in (".json", ".jsonl") and may_be_misread(path)
 
 
 def _refuse_broken(path: str, split: str, files: list[Path], columns: Collection[str] | None) -> None:

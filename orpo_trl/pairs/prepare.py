@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -56,7 +56,11 @@ AS_TEXT = (
 _CODE = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
 
 
-class MalformedRowsError(ValueError):
+class RowsError(ValueError):
+    """Rows that cannot be prepared, or a chat template that does not render them."""
+
+
+class MalformedRowsError(RowsError):
     """Rows without an accepted shape, each named by source, row number, column, expectation and finding."""
 
     def __init__(self, problems: list[str], count: int):
@@ -70,7 +74,7 @@ class MalformedRowsError(ValueError):
         )
 
 
-class UnrenderedRowsError(ValueError):
+class UnrenderedRowsError(RowsError):
     """Rows of which the chat template leaves out words, with `on_unrendered: error`."""
 
     def __init__(self, faults: list[str]):
@@ -200,6 +204,7 @@ def _undecoded(dataset: Dataset) -> Dataset:
     """The dataset, with images and the like as they are stored: rows that hold one are refused, and none is decoded."""
     for column, feature in dataset.features.items():
         if getattr(feature, "decode", False) and not isinstance(feature, Json):
+            # Texts of a JSON column that is not decoded would be trained with their quotes.
             dataset = dataset.cast_column(column, replace(cast(Any, feature), decode=False))
     return dataset
 
@@ -281,7 +286,11 @@ def _tokenize_and_drop(
 
     `said` holds the source and kind of each remark that was logged: the first of a kind is.
     """
-    records = tokenize_rows({column: values for column, values in batch.items() if column in ROW_COLUMNS}, **kwargs)
+    used = {column: values for column, values in batch.items() if column in ROW_COLUMNS}
+    try:
+        records = tokenize_rows(used, **kwargs)
+    except ValueError as error:  # of the chat template
+        raise RowsError(str(error)) from error
     sources = batch.get(SOURCE_COLUMN) or [name] * len(indices)
     rows = batch.get(ROW_COLUMN) or indices
     losses = _say_remarks(records, sources, rows, said)

@@ -152,7 +152,7 @@ def split_at_prompt(prompt: str, chosen: str, rejected: str | None) -> tuple[str
     found = find_dialogue(chosen)
     if whole != (chosen, rejected) or found is None or found.is_answer or _is_continued(prompt):
         return prompt, chosen, rejected, notes
-    holds = prompt.strip() in found.head or prompt.startswith(found.head)
+    holds = prompt.strip() in (chosen if prompt.startswith(found.head) else found.head)
     split = _split_dialogues(chosen, rejected)
     if holds and split:
         return *split, ()

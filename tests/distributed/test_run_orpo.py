@@ -138,6 +138,31 @@ def test_malformed_row_ends_with_a_message_and_no_traceback(rows, tmp_path, caps
     assert f"{rows}, row 60: column `chosen`: expected a string or a list of messages" in message
 
 
+@pytest.mark.parametrize(
+    ("row", "template", "words"),
+    [
+        ({"chosen": None}, "quickstart", "row 60: column `chosen`: expected a string or a list of messages"),
+        (
+            {"system": "Speak as a pirate does."},
+            "{% for m in messages %}{{ m.content if m.role != 'system' }} {% endfor %}",
+            "row 60: system text lost",
+        ),
+        ({}, "{% for %}", "The chat template is not valid Jinja"),
+    ],
+)
+def test_row_of_a_stream_ends_with_a_message_and_no_traceback(rows, tmp_path, capsys, row, template, words):
+    asked = {"question": "Who?", "chosen": "I.", "rejected": "You."}
+    rows.write_text("".join(json.dumps(asked) + "\n" for _ in range(60)) + json.dumps({**asked, **row}) + "\n")
+    overrides = [
+        *("--dataset_name", str(rows), "--dataset_streaming", "--max_steps", "9", "--on_unrendered", "error"),
+        *("--eval_strategy", "no", "--output_dir", str(tmp_path / "out")),
+    ]
+    if template != "quickstart":
+        (tmp_path / "template.jinja").write_text(template)
+        overrides += ["--chat_template_path", str(tmp_path / "template.jinja")]
+    assert words in run_and_fail(["recipes/quickstart.yaml", *overrides], capsys)
+
+
 @pytest.mark.slow
 def test_launched_run_reports_an_error_once(tmp_path):
     done = launch(SCRIPT, "recipes/absent.yaml", engine=cpu_engine("zero3", tmp_path), check=False)

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from accelerate import PartialState
 from datasets import Dataset
 
 from orpo_trl.config import DataArguments
@@ -18,6 +19,9 @@ BROKEN = {
     "scalar.jsonl": (LINES + "3\n", "line 4 is 3, and not a row. Write a JSON mapping"),
     "surrogate.jsonl": (LINES + '{"prompt": "\\ud800"}\n', "line 4 has half a character (a lone surrogate)"),
     "large.jsonl": (LINES + '{"tools": [{"x": 99999999999999999999}]}', "line 4 has a number beyond 64 bits"),
+    # Arrow's reader of JSON ends the process with a segmentation fault.
+    "deep.jsonl": (LINES + f'{{"meta": {"[" * 50_000}{"]" * 50_000}}}\n', "line 4 has values nested more than 60 deep"),
+    "deep.json": ('[\n{"prompt": ' + '{"a":\n' * 100 + '"]"' + "}" * 101 + "]", "line 60 has values nested more than"),
     "bytes.jsonl": (LINES.encode() + b'{"prompt": "\xff"}', "line 4 is not UTF-8 text (byte 0xff). Write the f"),
     "blank.jsonl": ("\n\n", "it has no rows"),
     "mixed.json": (json.dumps([*ROWS, "q"]), "element 3 is 'q', and not a row"),
@@ -67,6 +71,29 @@ def test_parquet_file_that_was_cut(tmp_path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=r"rows.parquet.*it is no whole Parquet file.* Write or download it again"):
         load(path)
+
+
+def test_parquet_file_with_a_hole_is_named_before_a_stream_trains(tmp_path):
+    path = tmp_path / "rows.parquet"
+    Dataset.from_list(ROWS * 5_000).to_parquet(path, batch_size=5_000)
+    content = bytearray(path.read_bytes())
+    content[-4_000:-3_800] = bytes(200)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"rows.parquet.*it is no whole Parquet file.* Write or download it again"):
+        load(path, dataset_streaming=True)
+
+
+def test_one_process_of_a_machine_looks_through_a_file(tmp_path, monkeypatch):
+    (tmp_path / "rows.csv").write_text(HEADER + "q,a\n")
+    monkeypatch.setattr(PartialState(), "local_process_index", 1)
+    assert len(load(tmp_path / "rows.csv")) == 1
+
+
+def test_brackets_in_strings_and_60_of_them_inside_each_other_are_no_fault(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    deep = "[" * 58 + '"' + "[{" * 100 + '"' + "]" * 58
+    path.write_text(LINES.replace("q1", '\\"' + "{" * 100) + f'{{"prompt": "q", "chosen": "a", "meta": {deep}}}')
+    assert load(path)["prompt"][1] == '"' + "{" * 100
 
 
 def test_large_number_that_nothing_reads_and_long_cells_are_no_fault(tmp_path):

@@ -56,6 +56,17 @@ def test_stream(tmp_path):
     assert rows[3]["prompt"] == "q3"
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_file_of_texts_and_messages_is_read_as_its_rows_are(tmp_path, tokenizer, streaming):
+    turns = {name: [{"role": "user" if name == "prompt" else "assistant", "content": name}] for name in TEXTS}
+    text = {"prompt": 'a "b":', "chosen": " c\n", "rejected": " d"}
+    path = write(tmp_path / "rows.jsonl", [text, turns])
+    rows, _ = load(dataset_name=path, dataset_streaming=streaming)
+    pairs = list(prepare_pairs(rows, tokenizer, PairRules())[0])
+    assert len(pairs) == 2
+    assert tokenizer.decode(pairs[0]["prompt_ids"] + pairs[0]["chosen_ids"]) == 'a "b": c\n' + tokenizer.eos_token
+
+
 def test_mixture_keeps_source_and_row(tmp_path):
     a, b = write(tmp_path / "a.jsonl"), write(tmp_path / "b.jsonl", ROWS[:4])
     train, _ = load(datasets=[{"path": a}, {"path": b}])

@@ -206,3 +206,12 @@ def test_dialogues_of_hh_rlhf_are_told_apart_first():
     assert row_to_pair(row) == TextPair(head, " the cat", " the cow")
     with pytest.raises(RowError, match="another dialogue"):
         row_to_pair({**row, "rejected": "\n\nHuman: quite\n\nAssistant: another"})
+
+
+def test_prompt_whose_end_is_in_no_answer_is_trained():
+    """Found by the mutated rows of test_fuzz.py: the words behind the header were lost."""
+    row = {"prompt": "\n\nHuman: q?\n\nAssistant: Well,", "chosen": "\n\nHuman: q?\n\nAssistant: good"}
+    assert row_to_pair(row).prompt == row["prompt"]
+    row["prompt"] = "<|im_start|>user\nq?<|im_end|>\n<|im_start|>assistant\nWell,"
+    with pytest.raises(RowError, match="another: "):
+        row_to_pair({**row, "chosen": row["prompt"].replace("Well,", "good")})
