@@ -8,13 +8,14 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Json
 
 NO_ROW = "it has no rows"
 
@@ -38,19 +39,22 @@ class _Large(int):
     """A whole number beyond 64 bits, whose digits readers of JSON cut."""
 
 
-def fault_of(path: Path, columns: Collection[str] | None = None) -> str | None:
+def fault_of(
+    path: Path, columns: Collection[str] | None = None, features: Mapping[str, Any] | None = None
+) -> str | None:
     """The first fault of a .json, .jsonl, .csv or .parquet file: its line, what is there, and what to do.
 
     Args:
         path: of the file.
         columns: those in which numbers beyond 64 bits are a fault; None: all.
+        features: of the columns of a JSON file, as its reader has found them, where they are known.
 
     Returns:
         Words, or None where the file cannot be opened or nothing wrong is found in it.
     """
     try:
         if path.suffix in (".json", ".jsonl"):
-            _read_json(path, columns)
+            _read_json(path, columns, features or {})
         elif path.suffix == ".csv":
             _read_csv(path)
         elif path.suffix == ".parquet":
@@ -95,7 +99,7 @@ def _lines(path: Path) -> Iterator[str]:
                 ) from error
 
 
-def _read_json(path: Path, columns: Collection[str] | None) -> None:
+def _read_json(path: Path, columns: Collection[str] | None, features: Mapping[str, Any]) -> None:
     first = next((line for line in _lines(path) if line.strip()), None)
     if first is None:
         raise _Fault(NO_ROW)
@@ -107,12 +111,12 @@ def _read_json(path: Path, columns: Collection[str] | None) -> None:
         if not rows:
             raise _Fault(NO_ROW)
         for place, row in rows:
-            _check_row(row, place, columns)
+            _check_row(row, place, columns, features)
         return
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
             _refuse_deep([line], number)
-            _check_row(_parse(line, f"line {number}"), f"line {number}", columns)
+            _check_row(_parse(line, f"line {number}"), f"line {number}", columns, features)
 
 
 def _refuse_deep(lines: list[str], first: int = 1) -> None:
@@ -149,7 +153,7 @@ def _number(digits: str) -> int:
     return number if -_LIMIT <= number < _LIMIT else _Large(number)
 
 
-def _check_row(row: Any, place: str, columns: Collection[str] | None) -> None:
+def _check_row(row: Any, place: str, columns: Collection[str] | None, features: Mapping[str, Any]) -> None:
     if not isinstance(row, dict):
         raise _Fault(f"{place} is {row!r:.60}, and not a row. Write a JSON mapping of columns to values, or remove it.")
     for name, value in row.items():
@@ -158,6 +162,41 @@ def _check_row(row: Any, place: str, columns: Collection[str] | None) -> None:
             raise _Fault(f"{place} has {_LARGE} in the column `{name}`. Write it as a string.")
         if _SURROGATE in found:
             raise _Fault(f"{place} has {_SURROGATE} in the column `{name}`. Repair or remove it.")
+        for text in _texts_of_json(features.get(name), value):
+            if _is_json_value(text):
+                raise _Fault(
+                    f"{place} has the text {text!r:.60} in the column `{name}`, where other rows have no text: the "
+                    f"file's reader would take it for a value of JSON. Write such texts of that column alike in all "
+                    "rows: as a text, or as lists."
+                )
+
+
+def has_json(feature: Any) -> bool:
+    """Whether a feature of `datasets` stores a part of its values as JSON, as it does where rows differ in type."""
+    if isinstance(feature, Mapping):
+        return any(map(has_json, feature.values()))
+    return isinstance(feature, Json) or (hasattr(feature, "feature") and has_json(feature.feature))
+
+
+def _texts_of_json(feature: Any, value: Any) -> Iterator[str]:
+    """The texts that stand where a feature stores JSON. Those inside a list or mapping there are stored with it."""
+    if isinstance(feature, Json):
+        if isinstance(value, str):
+            yield value
+    elif isinstance(feature, Mapping) and isinstance(value, dict):
+        for name, part in value.items():
+            yield from _texts_of_json(feature.get(name), part)
+    elif hasattr(feature, "feature") and isinstance(value, list):
+        for part in value:
+            yield from _texts_of_json(feature.feature, part)
+
+
+def _is_json_value(text: str) -> bool:
+    """Whether `datasets` takes a text for JSON of something else than turns, which are read from a text too."""
+    try:
+        return not isinstance(Json().decode_example(text), (dict, list))
+    except (ValueError, RecursionError):
+        return False
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -1,7 +1,7 @@
 """Names of datasets, as a recipe gives them, to datasets whose rows know where they come from."""
 
 import csv
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,7 +12,7 @@ from datasets import Dataset, IterableDataset
 from datasets.exceptions import DatasetGenerationError
 
 from orpo_trl.config import DataArguments, DatasetSource, SettingsError
-from orpo_trl.pairs.broken_files import NO_ROW, fault_of, may_be_misread
+from orpo_trl.pairs.broken_files import NO_ROW, fault_of, has_json, may_be_misread
 from orpo_trl.pairs.columns import MEDIA_COLUMNS, ROW_COLUMNS
 
 # Columns that name the origin of a row in errors and reports. Row numbers count from 0.
@@ -140,11 +140,15 @@ def _load_source(entry: DatasetSource, streaming: bool) -> Rows:
         has = dataset.column_names or list(next(iter(dataset), {}))
         if isinstance(dataset, Dataset) and any(file.suffix in (".json", ".jsonl") for file in files):
             dataset.data.validate(full=True)  # its reader takes any bytes for text
+        mixed = {name: dataset.features[name] for name in read if has_json((dataset.features or {}).get(name))}
     except (ValueError, KeyError, StopIteration, TypeError, RecursionError, DatasetGenerationError) as error:
         _refuse_broken(path, split, files, None)
         reason = error.__cause__ or error
         reason = NO_ROW if isinstance(reason, StopIteration) else reason
         raise ValueError(_NOT_LOADED.format(split, path, reason)) from error
+    if mixed and PartialState().is_local_main_process:
+        jsons = [file for file in files if file.suffix in (".json", ".jsonl")]
+        _refuse_broken(path, split, [file for file in jsons if file.stat().st_size <= _MAX_CHECKED], read, mixed)
     dataset, unread = _choose_columns(dataset, entry, has)
     return _note_origin(dataset, path if split == "train" else f"{path}:{split}", ",".join(unread))
 
@@ -173,9 +177,15 @@ def _is_checked_first(path: Path, streaming: bool) -> bool:
     return path.suffix in (".json", ".jsonl") and may_be_misread(path)
 
 
-def _refuse_broken(path: str, split: str, files: list[Path], columns: Collection[str] | None) -> None:
+def _refuse_broken(
+    path: str,
+    split: str,
+    files: list[Path],
+    columns: Collection[str] | None,
+    features: Mapping[str, Any] | None = None,
+) -> None:
     for file in files:
-        fault = fault_of(file, columns)
+        fault = fault_of(file, columns, features)
         if fault:
             name = "" if str(file) == str(Path(path).expanduser()) else f"{file}: "
             raise ValueError(_NOT_LOADED.format(split, path, name + fault))

@@ -1,4 +1,5 @@
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -65,6 +66,22 @@ def test_file_of_texts_and_messages_is_read_as_its_rows_are(tmp_path, tokenizer,
     pairs = list(prepare_pairs(rows, tokenizer, PairRules())[0])
     assert len(pairs) == 2
     assert tokenizer.decode(pairs[0]["prompt_ids"] + pairs[0]["chosen_ids"]) == 'a "b": c\n' + tokenizer.eos_token
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("text", ['"Hello"', "null", "007", " 42 ", "007 is"])
+def test_text_that_a_file_of_texts_and_messages_changes_is_refused_by_its_line(tmp_path, text, streaming):
+    turns = {name: [{"role": "user" if name == "prompt" else "assistant", "content": name}] for name in TEXTS}
+    row = {"prompt": "a:", "chosen": "b", "rejected": text}
+    path = write(tmp_path / "rows.jsonl", [ROWS[0], turns, row])
+    if text == "007 is":
+        assert list(load(dataset_name=path, dataset_streaming=streaming)[0])[2]["rejected"] == text
+        return
+    with pytest.raises(ValueError, match=f"line 3 has the text {re.escape(repr(text))} in the column `rejected`"):
+        load(dataset_name=path, dataset_streaming=streaming)
+    # Of a file in which all rows have texts, no text is changed.
+    path = write(tmp_path / "texts.jsonl", [ROWS[0], row])
+    assert list(load(dataset_name=path, dataset_streaming=streaming)[0])[1]["rejected"] == text
 
 
 def test_mixture_keeps_source_and_row(tmp_path):
