@@ -173,9 +173,11 @@ def _check_row(row: Any, place: str, columns: Collection[str] | None, features: 
 
 def has_json(feature: Any) -> bool:
     """Whether a feature of `datasets` stores a part of its values as JSON, as it does where rows differ in type."""
+    if feature is None:
+        return False
     if isinstance(feature, Mapping):
         return any(map(has_json, feature.values()))
-    return isinstance(feature, Json) or (hasattr(feature, "feature") and has_json(feature.feature))
+    return isinstance(feature, Json) or has_json(getattr(feature, "feature", None))
 
 
 def _texts_of_json(feature: Any, value: Any) -> Iterator[str]:
