@@ -188,9 +188,9 @@ def _texts_of_json(feature: Any, value: Any) -> Iterator[str]:
     elif isinstance(feature, Mapping) and isinstance(value, dict):
         for name, part in value.items():
             yield from _texts_of_json(feature.get(name), part)
-    elif hasattr(feature, "feature") and isinstance(value, list):
+    elif isinstance(value, list):
         for part in value:
-            yield from _texts_of_json(feature.feature, part)
+            yield from _texts_of_json(getattr(feature, "feature", None), part)
 
 
 def _is_json_value(text: str) -> bool:
