@@ -383,7 +383,7 @@ FIELDS_OF_AXOLOTL = [f"field_{name}" for name in "chosen rejected prompt system 
 )
 def test_columns_of_an_imported_recipe_are_those_of_a_row(read, fields, kind, columns):
     entry = {"path": "a", **fields, **({"type": kind} if kind else {})}
-    axolotl = {**yaml.safe_load(AXOLOTL), "datasets": [entry], "test_datasets": [entry]}
+    axolotl = {**yaml.safe_load(AXOLOTL), "datasets": [entry], "test_datasets": [dict(entry)]}  # no alias of YAML
     trl = {"model_name_or_path": "m", "beta": 0.1}
     source = {"columns": columns, "split": "train"}
     configs = {
