@@ -165,9 +165,9 @@ def _check_row(row: Any, place: str, columns: Collection[str] | None, features: 
         for text in _texts_of_json(features.get(name), value):
             if _is_json_value(text):
                 raise _Fault(
-                    f"{place} has the text {text!r:.60} in the column `{name}`, where other rows have no text: the "
-                    f"file's reader would take it for a value of JSON. Write such texts of that column alike in all "
-                    "rows: as a text, or as lists."
+                    f"{place} has the text {text!r:.60} in the column `{name}`, where other rows have no text: it "
+                    "would be read as a value of JSON. Write the column alike in all rows: as texts, or as lists of "
+                    "turns."
                 )
 
 

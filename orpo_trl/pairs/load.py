@@ -147,8 +147,8 @@ def _load_source(entry: DatasetSource, streaming: bool) -> Rows:
         reason = NO_ROW if isinstance(reason, StopIteration) else reason
         raise ValueError(_NOT_LOADED.format(split, path, reason)) from error
     if mixed and PartialState().is_local_main_process:
-        jsons = [file for file in files if file.suffix in (".json", ".jsonl")]
-        _refuse_broken(path, split, [file for file in jsons if file.stat().st_size <= _MAX_CHECKED], read, mixed)
+        jsons = [file for file in files if file.suffix in (".json", ".jsonl") and not (streaming and _is_large(file))]
+        _refuse_broken(path, split, jsons, read, mixed)
     dataset, unread = _choose_columns(dataset, entry, has)
     return _note_origin(dataset, path if split == "train" else f"{path}:{split}", ",".join(unread))
 
@@ -172,9 +172,13 @@ def _data_files(path: str, local: Path, options: dict[str, Any]) -> list[Path]:
 def _is_checked_first(path: Path, streaming: bool) -> bool:
     """Whether a file is looked through before it is loaded: its reader would change what is broken in it in silence, or
     a stream would fail in the middle of training."""
-    if path.suffix == ".csv" or (streaming and path.stat().st_size <= _MAX_CHECKED):
+    if path.suffix == ".csv" or (streaming and not _is_large(path)):
         return True
     return path.suffix in (".json", ".jsonl") and may_be_misread(path)
+
+
+def _is_large(path: Path) -> bool:
+    return path.stat().st_size > _MAX_CHECKED
 
 
 def _refuse_broken(

@@ -104,13 +104,3 @@ def test_nulls_of_mappings_that_differ_are_meant():
     assert without_filling(tools) == tools
     assert "default" not in without_filling(tools[:1])[0]["parameters"]["properties"]["unit"]
     assert without_filling(tools[:1], ListOf(Json())) == tools[:1]
-
-
-def test_strings_of_a_column_that_also_holds_messages_are_trained_as_they_are(tokenizer, tmp_path):
-    """`datasets` stores such a column as JSON, in which a string has quotes."""
-    answers = {"chosen": "Moo.", "rejected": "Baa."}
-    mixed = [{"prompt": 'A "cow"?', **answers}, {"prompt": ROW["prompt"], **answers}]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, mixed)))
-    rows, _ = load_pairs(DataArguments(dataset_name=str(tmp_path / "rows.jsonl")), False)
-    assert isinstance(rows.features["prompt"], Json)
-    assert trained(tokenizer, rows) == ['A "cow"?', "Moo.</s>", "Baa.</s>"]

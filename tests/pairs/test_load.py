@@ -70,7 +70,7 @@ def test_file_of_texts_and_messages_is_read_as_its_rows_are(tmp_path, tokenizer,
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("text", ['"Hello"', "null", "007", " 42 ", "007 is"])
-def test_text_that_a_file_of_texts_and_messages_changes_is_refused_by_its_line(tmp_path, text, streaming):
+def test_text_that_a_file_of_texts_and_messages_changes_is_refused_by_its_line(tmp_path, monkeypatch, text, streaming):
     turns = {name: [{"role": "user" if name == "prompt" else "assistant", "content": name}] for name in TEXTS}
     row = {"prompt": "a:", "chosen": "b", "rejected": text}
     path = write(tmp_path / "rows.jsonl", [ROWS[0], turns, row])
@@ -79,6 +79,10 @@ def test_text_that_a_file_of_texts_and_messages_changes_is_refused_by_its_line(t
         return
     with pytest.raises(ValueError, match=f"line 3 has the text {re.escape(repr(text))} in the column `rejected`"):
         load(dataset_name=path, dataset_streaming=streaming)
+    if not streaming:  # a file of any size
+        monkeypatch.setattr("orpo_trl.pairs.load._MAX_CHECKED", 1)
+        with pytest.raises(ValueError, match="line 3 has the text"):
+            load(dataset_name=path)
     # Of a file in which all rows have texts, no text is changed.
     path = write(tmp_path / "texts.jsonl", [ROWS[0], row])
     assert list(load(dataset_name=path, dataset_streaming=streaming)[0])[1]["rejected"] == text
