@@ -19,6 +19,7 @@ SAMPLING_STRATEGIES = ("auto", "random", "sequential", "group_by_length", "batch
 MALFORMED_ACTIONS = ("error", "drop")
 UNRENDERED_ACTIONS = ("warn", "error", "drop")
 PROMPT_TURNS = ("auto", "all", "first")
+RESUME_MODES = ("auto",)
 WANDB_MODES = ("online", "offline", "disabled")
 
 
@@ -182,6 +183,28 @@ class ORPOConfig(SFTConfig):
             "choices": list(WANDB_MODES),
         },
     )
+    resume: str | None = field(
+        default=None,
+        metadata={
+            "help": "'auto': the same command begins the run, goes on from its latest whole checkpoint, or says that "
+            "it is finished. None: an output folder with a run that did not finish is refused.",
+            "choices": list(RESUME_MODES),
+        },
+    )
+    resume_anyway: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on with a run although its data, tokenizer, template, lengths, loss, seed or model have "
+            "changed: the weights are then those of no single recipe. This start only."
+        },
+    )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={
+            "help": "Begin anew in a folder with another run, which is set aside under its date. With `resume: auto`, "
+            "a run of the same settings goes on all the same. This start only."
+        },
+    )
     is_encoder_decoder: bool | None = field(
         default=None, metadata={"help": "Accepted because TRL has it; True is refused: models here are decoder-only."}
     )
@@ -249,6 +272,7 @@ class ORPOConfig(SFTConfig):
             ("on_malformed", MALFORMED_ACTIONS),
             ("on_unrendered", UNRENDERED_ACTIONS),
             ("wandb_mode", (None, *WANDB_MODES)),
+            ("resume", (None, *RESUME_MODES)),
         ):
             if getattr(self, name) not in allowed:
                 wrong(name, f"one of {', '.join(map(str, allowed))}")

@@ -1,7 +1,9 @@
 """What a run leaves in its output folder beside the model: the only place that writes these files and reads them."""
 
 import json
+import os
 from collections.abc import Iterable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +28,36 @@ TRAINER_STATE = "trainer_state.json"
 # ---- Writing ---------------------------------------------------------------------------------------------------------
 
 
-def write_origin(folder: Path, recipe: str, preparation: dict[str, Any], record: dict[str, Any]) -> None:
+def write_origin(folder: Path, recipe: str | None, preparation: dict[str, Any], record: dict[str, Any]) -> None:
     """Write what a run was made of.
 
     Args:
         folder: the run's output folder, made where it does not exist.
-        recipe: text of the recipe.
+        recipe: text of the recipe; None keeps the one that is there.
         preparation: `PreparationReport.to_dict()` by name of the dataset.
         record: what `read_record` returns.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECIPE).write_text(recipe, encoding="utf-8")
+    if recipe is not None:
+        _write_text(folder / RECIPE, recipe)
     _write_object(folder / PREPARATION, preparation)
     write_record(folder, record)
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     _write_object(folder / RUN, record)
+
+
+def mark_saved(folder: Path) -> None:
+    """Note that the model of a finished run is in its folder: `resume: auto` takes it for done from then on."""
+    record = read_record(folder)
+    if "finished" in record:
+        write_record(folder, {**record, "saved": now()})
+
+
+def now() -> str:
+    """The time as records have it."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def append_log(folder: Path, log: dict[str, Any]) -> None:
@@ -57,10 +72,23 @@ def keep_until(folder: Path, step: int) -> None:
     """Remove the logs and samples after a step, because a run that resumes at that step writes them again."""
     for path in (folder / LOGS, folder / SAMPLES):
         records = read_lines(path)
-        path.unlink(missing_ok=True)
         kept = [record for record in records if record.get("step", 0) <= step]
-        if kept:
-            append_lines(path, kept)
+        if len(kept) == len(records) and not path.is_symlink() and _ends_whole(path):
+            continue
+        # Not in place: a run that is cut off meanwhile would have lost them.
+        new = path.with_name(f"{path.name}.new")
+        new.unlink(missing_ok=True)
+        append_lines(new, kept)
+        os.replace(new, path) if kept else _remove(new, path)
+
+
+def _ends_whole(path: Path) -> bool:
+    return not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -73,7 +101,15 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def _write_object(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a run may be cut off at any moment."""
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
 
 
 def _finite(value: Any) -> Any:

@@ -20,7 +20,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
         max_tokens_per_micro_batch train_sampling_strategy auto_find_batch_size learning_rate lr_scheduler_type
         lr_scheduler_kwargs warmup_steps optim optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon
         weight_decay max_grad_norm neftune_noise_alpha seed data_seed full_determinism ignore_data_skip
-        restore_callback_states_from_checkpoint resume_from_checkpoint dataloader_drop_last dataloader_num_workers
+        restore_callback_states_from_checkpoint dataloader_drop_last dataloader_num_workers
         dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
         dataloader_multiprocessing_context dataloader_in_order accelerator_config""".split(),
     "Precision and distributed strategy": """bf16 fp16 tf32 bf16_full_eval fp16_full_eval gradient_checkpointing
@@ -29,6 +29,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
         torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps use_cpu
         ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend
         ddp_timeout""".split(),
+    "Interruptions": "resume resume_from_checkpoint resume_anyway overwrite_output_dir".split(),
     "Logs and output": """logging_strategy logging_steps logging_first_step log_level log_level_replica log_on_each_node
         disable_tqdm include_num_input_tokens_seen skip_memory_metrics debug report_to run_name run_group run_tags
         project wandb_mode

@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from transformers import (
     set_seed,
 )
 
+from orpo_trl import checkpoints, resume, upstream
 from orpo_trl import trainer_checks as checks
-from orpo_trl import upstream
 from orpo_trl.attention import choose_layout, reading_packed_row, without_adapter
 from orpo_trl.batch import COUNTS, MODEL_INPUTS, PairCollator
 from orpo_trl.budget import TokenBudgetMixin
-from orpo_trl.callbacks.record import installed_versions, settings_as_recipe
+from orpo_trl.callbacks.record import installed_versions, settings_as_recipe, what_decides
 from orpo_trl.callbacks.standard import standard_callbacks
 from orpo_trl.callbacks.trackers import run_pages
 from orpo_trl.config import ORPOConfig
@@ -37,13 +37,15 @@ from orpo_trl.pair_metrics import PairMetrics
 from orpo_trl.pairs.preparation import PreparationReport
 from orpo_trl.pairs.prepare import PAIR_COLUMNS, pair_lengths, prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
+from orpo_trl.resume import Asked, Start
 from orpo_trl.sampling import GlobalBatchSampler, StreamedBatches
+from orpo_trl.saving import SavingMixin
 from orpo_trl.throughput import Throughput
 
 logger = logging.getLogger(__name__)
 
 
-class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
+class ORPOTrainer(TokenBudgetMixin, SavingMixin, upstream.HookedSFTTrainer):
     """Trains a causal language model with ORPO (arXiv 2403.07691) on pairs of a chosen and a rejected response.
 
     Takes the place of `trl.experimental.orpo.ORPOTrainer`. It adds to `trl.SFTTrainer` pairs instead of texts, the
@@ -61,7 +63,7 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         _maybe_log_save_evaluate
           log                       the window's sums become metrics, in one reduction over ranks
           evaluate, evaluation_loop `compute_loss` without totals; the loss from the means of the whole evaluation set
-          _save_checkpoint          SFTTrainer's own, with our model card
+          _save_checkpoint          SFTTrainer's own, into `SavingMixin`'s folder, and renamed when it is whole
 
     Args:
         model: a model, a PEFT model, or the Hub id or folder of one; None with `model_init`.
@@ -84,6 +86,7 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         evaluated: metric prefix and pairs of the latest evaluation.
         layout: 'shared_prefix' or 'padded'.
         recipe: YAML that the output folder and the trackers keep; by default made of `args`.
+        start: whether the run of `train` begins, or goes on with one that is in the output folder.
 
     Raises:
         SettingsError, ValueError, TypeError: naming the argument that is wrong, before weights are loaded where it can
@@ -149,6 +152,8 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         self._set_up_metrics()
         self.callback_handler.callbacks[:] = standard_callbacks(self)
         self._fixed = checks.fixed_settings(self.args)
+        self.start = Start()
+        self._next_start: Start | None = None
 
     def _first_model(self, model_init, args: ORPOConfig):
         set_seed(args.seed)  # as `train` does
@@ -188,6 +193,51 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         # The model is another one, and in a search the accelerator and the settings as well.
         self._set_up_batches()
         self._set_up_metrics()
+
+    def begin_with(self, start: Start) -> None:
+        """Let the next call of `train` begin or go on as the start says, which `resume.claim` has found."""
+        self._next_start = start
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """Train, as `transformers.Trainer.train`; with `resume: auto` in the settings, from the latest checkpoint on.
+
+        Raises:
+            ResumeError: where the checkpoint is of a run that trains something else.
+            SaveError: where a checkpoint could not be written.
+        """
+        lock = None
+        if self._next_start is None and (resume_from_checkpoint or self.args.resume is not None):
+            wanted = Asked(
+                self.run_folder, self.recipe, self.args.resume, resume_from_checkpoint,
+                processes=self.accelerator.num_processes,
+            )  # fmt: skip
+            self._next_start, lock = resume.claim_on_all(wanted)
+        self.start, self._next_start = self._next_start or Start(), None
+        try:
+            if self.start.is_continued or self.start.checkpoint:
+                self._check_start()
+            output = super().train(self.start.checkpoint, *args, **kwargs)
+        finally:
+            if lock is not None:
+                lock.release()
+        return output._replace(training_loss=output.metrics["train_loss"])
+
+    def _check_start(self) -> None:
+        """
+        Raises:
+            ResumeError: where the data, the tokenizer or the sharding are not those of the run that goes on.
+        """
+        start = self.start
+        if start.checkpoint:
+            facts = checkpoints.read(Path(start.checkpoint)).facts
+            problem = resume.sharding_problem(facts, self.sharding, self.accelerator.num_processes)
+            if problem:
+                raise resume.ResumeError(f"{start.checkpoint} cannot be loaded: {problem}.")
+        changes = list(resume.facts_changes(start.record, what_decides(self)))
+        if changes and not start.is_anyway:
+            raise resume.ResumeError(resume.refusal(self.run_folder, changes))
+        for change in changes:
+            logger.warning("Changed: %s", change)
 
     def _set_up_batches(self) -> None:
         """Choose the layout that the model reads exactly, and the collator that makes it."""
@@ -377,9 +427,19 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
             logs.update(self.pair_metrics.of_training(self.state.global_step))
         if "train_loss" in logs:
             self._throughput.stop()
-            if self.pair_metrics.had_non_finite_loss:
-                logs["train_loss"] = float("nan")
+            logs["train_loss"] = self._mean_loss()
         super().log(logs, start_time)
+
+    def _mean_loss(self) -> float:
+        """Mean of the loss over all optimiser steps of the run, also of those before it went on."""
+        if self.pair_metrics.had_non_finite_loss:
+            return float("nan")
+        total, last = 0.0, 0
+        for log in self.state.log_history:
+            if "loss" in log:
+                total += log["loss"] * (log["step"] - last)
+                last = log["step"]
+        return total / max(last, 1)
 
     # ---- Model card ----------------------------------------------------------------------------------------------
 
@@ -423,8 +483,10 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         with self._throughput.pausing():
             return super().predict(prepared, ignore_keys, metric_key_prefix)
 
+    @contextmanager
     def saving_checkpoint(self):
-        return self._throughput.pausing()
+        with self._throughput.pausing(), super().saving_checkpoint() as folder:
+            yield folder
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"

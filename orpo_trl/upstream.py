@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,11 @@ NEEDS = (
     Need(f"{_SFT}._set_signature_columns_if_needed", "the columns of pairs"),
     Need(f"{_SFT}._tokenizer", "the tokenizer inside a processor", is_of_instances=True),
     Need(f"{_SFT}._tag_names", "the tags of a model on the Hub"),
-    Need(f"{_SFT}._save_checkpoint", "throughput without the time of saving", ("model", "trial")),
+    Need(f"{_SFT}._save_checkpoint", "checkpoints that are renamed when they are whole", ("model", "trial")),
+    Need(f"{_TRAINER}._push_from_checkpoint", "sending a checkpoint once it has its name", ("checkpoint_folder",)),
+    Need(f"{_TRAINER}._load_optimizer_and_scheduler", "the learning rate of a resumed run", ("checkpoint",)),
+    Need(f"{_TRAINER}._save", "the plain model of FSDP's shards", ("output_dir", "state_dict")),
+    Need("accelerate.state.AcceleratorState.deepspeed_plugin", "the stage of ZeRO"),
     Need("trl.trainer.base_trainer._BaseTrainer", "`model_init`: what SFTTrainer does to a model, without a Trainer"),
     Need(f"{_SFT}.maybe_activation_offload_context", "`activation_offloading` of a model of `model_init`",
          is_of_instances=True),
@@ -176,6 +182,8 @@ NEEDS = (
     # ---- Logs
     Need(f"{_UTILS}.get_comet_experiment_url", "the address of a comet experiment in the model card"),
     Need("transformers.integrations.WandbCallback._log_model", "wandb's folder of files to send", is_of_instances=True),
+    Need("transformers.integrations.TensorBoardCallback._SummaryWriter", "one curve of a run that goes on",
+         is_of_instances=True),
     Need(f"{_UTILS}.get_trackio_space_url", "the address of a trackio space in the model card"),
     # ---- The memory estimate
     Need("torch._subclasses.fake_tensor.FakeTensorMode", "the memory estimate of `orpo-trl check`"),
@@ -238,6 +246,10 @@ try:
 except (ImportError, AttributeError):
     check_needs()
     raise
+
+
+# What a full or missing disk raises: torch, which writes checkpoints, gives a RuntimeError.
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
 # ---- The LM head -----------------------------------------------------------------------------------------------------
@@ -336,6 +348,11 @@ def fingerprint(dataset: Dataset, *parts: Any) -> str:
 def sends_checkpoints(callback: Any) -> bool:
     """Whether a WandbCallback sends checkpoints too (`WANDB_LOG_MODEL`)."""
     return callback._log_model.is_enabled
+
+
+def event_writer(callback: Any, folder: str, step: int) -> Any:
+    """A writer of TensorBoard events; readers leave out what an earlier one has written for later steps."""
+    return callback._SummaryWriter(folder, purge_step=step + 1)
 
 
 # ---- Memory without memory -------------------------------------------------------------------------------------------
@@ -446,6 +463,9 @@ class HookedSFTTrainer(SFTTrainer):
         # releases of transformers 5 do not know it.)
         self.model_accepts_loss_kwargs = True
         self.run_folder = Path(self.args.output_dir)
+        # Where the checkpoint that is being saved is made, and the optimizer's settings as this start asks for them.
+        self._made_in: Path | None = None
+        self._as_asked: list[dict[str, Any]] = []
 
     def set_up_model(self, model: PreTrainedModel, processing_class: Any, peft_config: Any) -> Any:
         """Make a later model of `model_init` ready, as SFTTrainer makes the first one at construction.
@@ -468,6 +488,23 @@ class HookedSFTTrainer(SFTTrainer):
     def text_tokenizer(self) -> Any:
         """The tokenizer: the `processing_class`, or what it holds."""
         return self._tokenizer
+
+    @property
+    def sharding(self) -> str:
+        """How the ranks share the model and the optimizer: 'none', 'zero1', 'zero2', 'zero3' or 'fsdp'."""
+        if self.is_deepspeed_enabled:
+            return f"zero{self.accelerator.state.deepspeed_plugin.zero_stage}"
+        return "fsdp" if self.is_fsdp_enabled else "none"
+
+    @property
+    def is_saving_checkpoint(self) -> bool:
+        return self._made_in is not None
+
+    def save_sharded_model(self, folder: str) -> None:
+        """Save the plain model of FSDP's shards, which the Trainer does for full state dicts only. On all ranks."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if self.is_fsdp_enabled and "FULL_STATE_DICT" not in str(getattr(plugin, "state_dict_type", "")):
+            self._save(folder, state_dict=self.accelerator.get_state_dict(self.model))
 
     @property
     def micro_batch_rows(self) -> int:
@@ -500,9 +537,12 @@ class HookedSFTTrainer(SFTTrainer):
         """The forward passes that a micro-batch takes."""
         return [batch]
 
-    def saving_checkpoint(self) -> AbstractContextManager:
-        """Surrounds the saving of a checkpoint."""
-        return nullcontext()
+    def saving_checkpoint(self) -> AbstractContextManager[Path]:
+        """Surrounds the saving of a checkpoint; gives the folder in which the checkpoint's folder is made."""
+        return nullcontext(self.run_folder)
+
+    def settings_of_optimizer(self) -> None:
+        """Called when a resumed run has its optimizer and scheduler, with the settings of the checkpoint in them."""
 
     @contextmanager
     def accumulating(self, model: nn.Module) -> Iterator[None]:
@@ -554,6 +594,56 @@ class HookedSFTTrainer(SFTTrainer):
         for part in self.passes(inputs):
             super()._track_num_input_tokens(part)
 
-    def _save_checkpoint(self, *args, **kwargs):
-        with self.saving_checkpoint():
-            super()._save_checkpoint(*args, **kwargs)
+    def _get_output_dir(self, trial):
+        return super()._get_output_dir(trial) if self._made_in is None else str(self._made_in)
+
+    def _save_checkpoint(self, model, trial):
+        name = f"checkpoint-{self.state.global_step}"
+        with self.saving_checkpoint() as made_in:
+            self._made_in = made_in
+            try:
+                super()._save_checkpoint(model, trial)
+                if self.state.best_model_checkpoint == str(made_in / name):
+                    self.state.best_model_checkpoint = str(self.run_folder / name)
+                    if self.args.should_save:
+                        self.state.save_to_json(str(made_in / name / "trainer_state.json"))
+            finally:
+                self._made_in = None
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(self.run_folder / name))
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        if self._made_in is None:  # else its files are still going to be moved
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if self.optimizer is not None:
+            self._as_asked = [
+                {name: value for name, value in group.items() if name not in ("params", "lr")}
+                for group in self.optimizer.param_groups
+            ]
+        return scheduler
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self._as_asked:
+            self._apply_settings()
+
+    def _apply_settings(self) -> None:
+        """Give the optimizer and the scheduler of a resumed run the settings of this start, not the checkpoint's."""
+        optimizer, scheduler = self.optimizer, self.lr_scheduler
+        inner = getattr(scheduler, "scheduler", scheduler)  # accelerate's wrapper
+        for group, asked in zip(optimizer.param_groups, self._as_asked, strict=True):
+            before, rate = group.get("initial_lr"), asked.get("initial_lr")
+            group.update(asked)
+            if before and rate and before != rate:
+                group["lr"] *= rate / before
+        rates = [asked.get("initial_lr") for asked in self._as_asked]
+        if isinstance(inner, LambdaLR) and None not in rates:
+            # Exactly what a run would have at this step that had these settings from its beginning.
+            inner.base_lrs = rates
+            for group, rate, scale in zip(optimizer.param_groups, rates, inner.lr_lambdas, strict=True):
+                group["lr"] = rate * scale(inner.last_epoch)
+        if hasattr(inner, "_last_lr"):
+            inner._last_lr = [group["lr"] for group in optimizer.param_groups]

@@ -25,8 +25,10 @@ from rich.table import Table
 from transformers import PreTrainedModel, set_seed
 from trl import get_peft_config, get_quantization_config
 
-from orpo_trl import ORPOConfig, ORPOTrainer
+from orpo_trl import ORPOTrainer
 from orpo_trl.callbacks.trackers import TrackerError, finish_wandb
+from orpo_trl.checkpoints import SaveError
+from orpo_trl.exit_codes import FAILED, WRONG_INPUT
 from orpo_trl.launch import start_deepspeed_on_cpu
 from orpo_trl.metrics import EVALUATION, evaluation_prefixes, held_out_table
 from orpo_trl.model import build_from_scratch, load_tokenizer, model_init_kwargs
@@ -35,7 +37,7 @@ from orpo_trl.pairs.prepare import RowsError
 from orpo_trl.recipe.files import RecipeError
 from orpo_trl.recipe.parse import build_settings, load_recipe
 from orpo_trl.recipe.show import expanded
-from orpo_trl.upstream import get_last_checkpoint
+from orpo_trl.resume import OF_ONE_START, Asked, ResumeError, claim_on_all, named_files
 
 
 def main(arguments: list[str]) -> None:
@@ -48,13 +50,28 @@ def main(arguments: list[str]) -> None:
         model_args, data_args, training_args = build_settings(recipe)
     except RecipeError as error:
         fail(error)
-    problem = checkpoint_problem(training_args)
-    if problem:
-        fail(problem)
     if training_args.deepspeed and training_args.use_cpu:
         start_deepspeed_on_cpu()
     set_up_logging()
     set_seed(training_args.seed)
+    of_start = {name: recipe.settings.pop(name, None) for name in OF_ONE_START}
+    wanted = Asked(
+        folder=Path(cast(str, training_args.output_dir)),
+        recipe=expanded(recipe),
+        resume=training_args.resume,
+        checkpoint=of_start["resume_from_checkpoint"],
+        is_anyway=training_args.resume_anyway,
+        is_overwritten=training_args.overwrite_output_dir,
+        processes=PartialState().num_processes,
+        inputs=named_files(model_args, data_args, training_args),
+    )
+    try:
+        start, _lock = claim_on_all(wanted)  # the lock ends with this process
+    except ResumeError as error:
+        fail(error)
+    if start.finished:
+        PartialState().print(start.finished)
+        return
 
     # ---- Data --------------------------------------------------------------------------------------------------------
     with_test = training_args.eval_strategy != "no"
@@ -88,18 +105,23 @@ def main(arguments: list[str]) -> None:
         if training_args.log_level == "debug":
             raise
         fail(f"{error}\n(--log_level debug shows where this came from)")
-    checkpoint = recipe.settings.pop("resume_from_checkpoint", None)  # it belongs to this start, not to the run
-    trainer.recipe = expanded(recipe)
+    trainer.recipe = wanted.recipe
+    trainer.begin_with(start)
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    except (RowsError, TrackerError) as error:  # rows of a stream are read while it trains
+        trainer.train()
+    except (RowsError, TrackerError, ResumeError) as error:  # rows of a stream are read while it trains
         fail(error)
+    except (SaveError, OSError) as error:
+        fail(error, FAILED)
     metrics = final_evaluation(trainer) if with_test else None
 
     # ---- Save --------------------------------------------------------------------------------------------------------
     cast(PreTrainedModel, trainer.model).config.use_cache = True  # off in training, wanted for generation
-    trainer.save_model(training_args.output_dir)
-    trainer.create_model_card()
+    try:
+        trainer.save_model(training_args.output_dir)
+        trainer.create_model_card()
+    except (SaveError, OSError) as error:
+        fail(error, FAILED)
     if metrics is not None and trainer.is_world_process_zero():
         print_summary(metrics)
     trainer.accelerator.print(f"Saved the model to {training_args.output_dir}")
@@ -107,16 +129,6 @@ def main(arguments: list[str]) -> None:
         trainer.push_to_hub()
     finish_wandb()
     trainer.accelerator.end_training()
-
-
-def checkpoint_problem(args: ORPOConfig) -> str | None:
-    """Why a run cannot resume, as far as it is known before data and weights are loaded; None where it can."""
-    wanted, folder = args.resume_from_checkpoint, Path(args.output_dir or "")
-    if wanted is True and not (folder.is_dir() and get_last_checkpoint(folder)):
-        return f"`resume_from_checkpoint: true`: expected a checkpoint-… folder in {args.output_dir}, found none"
-    if isinstance(wanted, str) and not Path(wanted).is_dir():
-        return f"`resume_from_checkpoint`: expected the folder of a checkpoint or true, received {wanted!r}"
-    return None
 
 
 def final_evaluation(trainer: ORPOTrainer) -> dict[str, float]:
@@ -147,11 +159,11 @@ def set_up_logging() -> None:
     logger.setLevel(logging.INFO if PartialState().is_main_process else logging.WARNING)
 
 
-def fail(problem: object) -> NoReturn:
+def fail(problem: object, status: int = WRONG_INPUT) -> NoReturn:
     """Stop with one message from the main process: the user can fix the problem, and a traceback is no help."""
     if os.environ.get("RANK", "0") == "0":
         print(f"run_orpo.py: {problem}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Logs the optimiser steps that are left when a run ends between two logs."""
+"""Logs the optimiser steps that are left when a run ends, or writes a checkpoint, between two logs."""
 
 from transformers import IntervalStrategy, TrainerCallback
 
 
 class LastLog(TrainerCallback):
-    """With `logging_steps`, asks for a log where training stops; the Trainer gives none where the step has one."""
+    """With `logging_steps`, asks for a log where training stops; the Trainer gives none where the step has one.
+
+    Also before a checkpoint: a run that goes on from it does not know the losses of the steps since the last log.
+    """
 
     def on_step_end(self, args, state, control, **kwargs):
         # Before the last evaluation and checkpoint, so that the log stands before theirs.
@@ -16,5 +19,6 @@ class LastLog(TrainerCallback):
 
     @staticmethod
     def _ask(args, control, is_last: bool) -> None:
-        if args.logging_strategy == IntervalStrategy.STEPS and (is_last or control.should_training_stop):
+        is_due = is_last or control.should_training_stop or control.should_save
+        if args.logging_strategy == IntervalStrategy.STEPS and is_due:
             control.should_log = True

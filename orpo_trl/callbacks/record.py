@@ -5,7 +5,6 @@ import importlib.metadata
 import platform
 import subprocess
 from dataclasses import MISSING, fields
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from transformers import TrainerCallback
 from orpo_trl import run_folder
 from orpo_trl.callbacks.trackers import current_run_id
 from orpo_trl.config import ORPOConfig
+from orpo_trl.resume import OF_ONE_START
 from orpo_trl.upstream import full_shape
-from orpo_trl.yaml_text import to_yaml
+from orpo_trl.yaml_text import to_yaml, to_yaml_line
 
 PACKAGES = (
     "orpo-trl", "torch", "transformers", "trl", "datasets", "tokenizers", "accelerate", "deepspeed", "peft",
@@ -29,8 +29,8 @@ PACKAGES = (
 class RunRecord(TrainerCallback):
     """Writes the files of `run_folder.py`, on the main process only.
 
-    A new run replaces the files of an earlier run in the same folder. A run that resumes from a checkpoint continues
-    them from that step.
+    A new run replaces the files of an earlier run in the same folder. A run that goes on continues them from its step:
+    `started` stays, `history` gains an entry, and recipe.yaml is only written again where a setting has changed.
 
     Args:
         trainer: its datasets, preparation reports and recipe are written.
@@ -63,25 +63,49 @@ class RunRecord(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            record = {**(self._record or {}), "finished": _now(), "last_step": state.global_step}
+            record = {**(self._record or {}), "finished": run_folder.now(), "last_step": state.global_step}
             run_folder.write_record(self._folder, record)
         self._record = None  # the next call of `train` begins another run
 
     def _begin(self, state) -> None:
         trainer = self.trainer
+        start = trainer.start
         preparation = {name: report.to_dict() for name, report in trainer.preparation_reports.items()}
-        self._record = describe_run(trainer, state)
-        run_folder.write_origin(self._folder, trainer.recipe, preparation, self._record)
+        self._record = {"id": start.run_id, **describe_run(trainer, state), "inputs": dict(start.inputs)}
+        recipe = trainer.recipe
+        if start.is_continued:
+            history, recipe = self._history(state.global_step)
+            self._record |= {"started": start.record.get("started"), "history": history}
+        run_folder.write_origin(self._folder, recipe, preparation, self._record)
+
+    def _history(self, step: int) -> tuple[list[dict[str, Any]], str | None]:
+        """What each start of a run that went on has changed, and the recipe with that as comments; None as it was."""
+        start = self.trainer.start
+        history = [*start.record.get("history", [])]
+        changed = {change.name: [change.old, change.new] for change in start.changes}
+        history.append({"time": run_folder.now(), "from_step": step, "changed": changed})
+        if not changed:
+            return history, None
+        told = [
+            f"# {entry['time']}, from step {entry['from_step']}: {name}: {to_yaml_line(old)} -> {to_yaml_line(new)}\n"
+            for entry in history
+            for name, (old, new) in entry["changed"].items()
+        ]
+        return history, f"# Changed when the run went on:\n{''.join(told)}{self.trainer.recipe}"
 
 
 def describe_run(trainer, state) -> dict[str, Any]:
     """What a run is made of, as plain values: versions, seed, git revision, devices, model and data."""
     args = trainer.args
     evaluated = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
-    datasets = {"train": trainer.train_dataset, **evaluated}
+    decides = what_decides(trainer)
+    datasets = {
+        **decides["datasets"],
+        **{name: _describe_data(dataset) for name, dataset in evaluated.items() if dataset is not None},
+    }
     model = trainer.accelerator.unwrap_model(trainer.model)
     return {
-        "started": _now(),
+        "started": run_folder.now(),
         "resumed_from_step": state.global_step or None,
         "seed": args.seed,
         "beta": args.beta,
@@ -92,11 +116,22 @@ def describe_run(trainer, state) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
         "layout": trainer.layout,
         "model": {"name": model.config.name_or_path or model.config.model_type, "parameters": _parameters(model)},
-        "datasets": {name: _describe_data(dataset) for name, dataset in datasets.items() if dataset is not None},
+        **decides,
+        "datasets": datasets,
+        "sharding": trainer.sharding,
         "wandb_run_id": current_run_id(),
         "git": git_revision(),
         "python": platform.python_version(),
         "versions": installed_versions(),
+    }
+
+
+def what_decides(trainer) -> dict[str, Any]:
+    """What must stay when a run goes on, beside its settings: see `resume.facts_changes`."""
+    train = trainer.train_dataset
+    return {
+        "datasets": {} if train is None else {"train": _describe_data(train)},
+        "tokenizer": tokenizer_digest(trainer.text_tokenizer),
     }
 
 
@@ -106,7 +141,7 @@ def settings_as_recipe(args: ORPOConfig, model_name: str) -> str:
     plain = args.to_dict()
     for field in fields(args):
         default = field.default if field.default_factory is MISSING else field.default_factory()
-        is_kept = field.init and field.name != "resume_from_checkpoint" and not field.name.endswith("_token")
+        is_kept = field.init and field.name not in OF_ONE_START and not field.name.endswith("_token")
         if is_kept and getattr(args, field.name) != default:
             values[field.name] = plain.get(field.name)
     return f"# The settings of a run without a recipe\n{to_yaml(values)}"
@@ -135,6 +170,14 @@ def token_digest(pairs: Dataset) -> str:
     return digest.hexdigest()
 
 
+def tokenizer_digest(tokenizer) -> str:
+    """SHA-256 of what decides how texts become ids: vocabulary, added tokens, chat template."""
+    digest = hashlib.sha256(str(tokenizer.chat_template).encode())
+    for token, number in sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0])):
+        digest.update(f"{number} {token}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
 def installed_versions() -> dict[str, str]:
     versions = {}
     for name in PACKAGES:
@@ -157,7 +200,3 @@ def git_revision() -> dict[str, Any] | None:
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
     return done.stdout.strip()
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

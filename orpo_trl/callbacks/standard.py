@@ -15,7 +15,7 @@ def standard_callbacks(trainer) -> list[TrainerCallback]:
     """The trainer's callbacks; ours take the place of those of transformers that have the same purpose."""
     ours = {
         WandbCallback: lambda: WandbRun(trainer),
-        TensorBoardCallback: TensorBoardRun,
+        TensorBoardCallback: lambda: TensorBoardRun(trainer),
         ProgressCallback: TerminalProgress,
         PrinterCallback: TerminalProgress,
     }

@@ -10,7 +10,8 @@ from typing import Any
 from transformers.integrations import TensorBoardCallback, WandbCallback
 
 from orpo_trl import run_folder
-from orpo_trl.upstream import get_comet_experiment_url, get_trackio_space_url, sends_checkpoints
+from orpo_trl.metrics import EVALUATION
+from orpo_trl.upstream import event_writer, get_comet_experiment_url, get_trackio_space_url, sends_checkpoints
 from orpo_trl.yaml_text import from_yaml
 
 
@@ -21,8 +22,9 @@ class TrackerError(RuntimeError):
 class WandbRun(WandbCallback):
     """transformers' integration, with the run's project, name, group, tags and mode from the settings.
 
-    A run that resumes from a checkpoint continues its wandb run, whose id is in the run's folder. The recipe is part of
-    the wandb run's config, beside the settings and the model's config.
+    A run that goes on continues its wandb run, whose id is in run.json. Logs that this wandb run has already, of the
+    steps between the checkpoint and the end of the earlier start, are not sent again. The recipe is part of the wandb
+    run's config, beside the settings and the model's config.
 
     Args:
         trainer: its `recipe` is sent.
@@ -31,6 +33,11 @@ class WandbRun(WandbCallback):
     def __init__(self, trainer):
         super().__init__()
         self.trainer = trainer
+        self._sent: set[tuple[int, str]] = set()
+
+    def on_log(self, args, state, control, model=None, logs=None, **kwargs):
+        if _name_of_log({"step": state.global_step, **(logs or {})}) not in self._sent:
+            super().on_log(args, state, control, model, logs, **kwargs)
 
     def setup(self, args, state, model, **kwargs):
         import wandb
@@ -47,7 +54,7 @@ class WandbRun(WandbCallback):
                     group=args.run_group,
                     tags=args.run_tags,
                     mode=args.wandb_mode,
-                    id=saved_run_id(args.output_dir) if state.global_step else None,
+                    id=self._earlier_run(state),
                     resume="allow",
                     # These would send the name of the user and of the machine, and the command line.
                     settings=wandb.Settings(x_disable_meta=True, x_disable_machine_info=True, disable_git=True),
@@ -58,10 +65,21 @@ class WandbRun(WandbCallback):
         if state.is_world_process_zero:
             wandb.config.update({"recipe": from_yaml(self.trainer.recipe)}, allow_val_change=True)
 
+    def _earlier_run(self, state) -> str | None:
+        """Id of the wandb run that an earlier start of this run made."""
+        if not state.global_step and not self.trainer.start.is_continued:
+            return None
+        folder = self.trainer.run_folder
+        found = run_folder.read_record(folder).get("wandb_run_id")
+        if found is not None:
+            logs = run_folder.read_lines(folder / run_folder.LOGS)
+            self._sent = {_name_of_log(log) for log in logs if log["step"] > state.global_step}
+        return found
 
-def saved_run_id(output_dir: str) -> str | None:
-    """Id of the wandb run that an earlier start of this run made."""
-    return run_folder.read_record(Path(output_dir)).get("wandb_run_id")
+
+def _name_of_log(log: dict[str, Any]) -> tuple[int, str]:
+    """The step of a log, and what tells the logs of a step apart: training's from each evaluation set's."""
+    return log["step"], min((name for name in log if name.startswith(EVALUATION)), default="loss" * ("loss" in log))
 
 
 def _active_run() -> Any:
@@ -95,16 +113,28 @@ def run_pages() -> dict[str, str]:
 
 
 class TensorBoardRun(TensorBoardCallback):
-    """transformers' integration, in `runs/TIME` of the output folder; a run that resumes continues the newest one."""
+    """transformers' integration, in `runs/TIME` of the output folder; a run that goes on continues the newest one.
+
+    Args:
+        trainer: says whether its run goes on.
+    """
+
+    def __init__(self, trainer):
+        super().__init__()
+        self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.logging_dir is None:
-            self.logging_dir = str(_event_folder(Path(args.output_dir) / "runs", is_resumed=bool(state.global_step)))
+            is_continued = bool(state.global_step) or self.trainer.start.is_continued
+            self.logging_dir = str(_event_folder(Path(args.output_dir) / "runs", is_continued))
+        if state.is_world_process_zero and self.tb_writer is None:
+            # Without what the earlier start has logged after the checkpoint.
+            self.tb_writer = event_writer(self, self.logging_dir, state.global_step)
         super().on_train_begin(args, state, control, **kwargs)
 
 
-def _event_folder(folder: Path, is_resumed: bool) -> Path:
-    earlier = sorted(folder.iterdir()) if is_resumed and folder.is_dir() else []
+def _event_folder(folder: Path, is_continued: bool) -> Path:
+    earlier = sorted(folder.iterdir()) if is_continued and folder.is_dir() else []
     return earlier[-1] if earlier else folder / time.strftime("%Y-%m-%d_%H-%M-%S")
 
 

@@ -1,0 +1,116 @@
+"""How a trainer writes checkpoints and the final model: whole, or under a name that says that they are not."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate.utils import is_peft_model
+
+from orpo_trl import checkpoints, run_folder
+from orpo_trl.checkpoints import INCOMPLETE, SaveError
+from orpo_trl.config import ORPOConfig
+from orpo_trl.resume import Start
+from orpo_trl.upstream import WRITE_ERRORS, HookedSFTTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class SavingMixin(HookedSFTTrainer):
+    """Writes checkpoints and models beside their place, and moves them there when all ranks have written theirs.
+
+    Checkpoints of DeepSpeed and FSDP hold the shards from which training goes on, and no plain model beside them; an
+    adapter is saved all the same, since it is small. `save_model` writes the plain model.
+
+    Attributes:
+        start: what this run began with; its id is in each checkpoint.
+    """
+
+    args: ORPOConfig
+    start: Start
+
+    @contextmanager
+    def saving_checkpoint(self) -> Iterator[Path]:
+        step = self.state.global_step
+        made_in = self.run_folder / INCOMPLETE
+        name = f"checkpoint-{step}"
+        with self._writing(f"checkpoint of step {step}"):
+            self._begin_writing(made_in)
+            yield made_in
+            self._flush(made_in / name)
+            if self.is_world_process_zero():
+                facts = {
+                    "run": self.start.run_id,
+                    "step": step,
+                    "sharding": self.sharding,
+                    "processes": self.accelerator.num_processes,
+                }
+                checkpoints.seal(made_in / name, facts)
+                checkpoints.publish(made_in / name, self.run_folder / name)
+            self.accelerator.wait_for_everyone()
+            if self._writes_on_this_machine and (made_in / name).exists():  # machines without a common file system
+                os.rename(made_in / name, self.run_folder / name)
+            if self._writes_on_this_machine:
+                checkpoints.remove_old(self.run_folder, self.args.save_total_limit, [self.state.best_model_checkpoint])
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the plain model, of all ranks' shards. Called by all ranks.
+
+        Raises:
+            SaveError: where it cannot be written.
+        """
+        if self.is_saving_checkpoint:
+            if self._checkpoints_hold_models:
+                super().save_model(output_dir, _internal_call)
+            return
+        target = Path(output_dir or self.run_folder)
+        made_in = target / INCOMPLETE / "model"
+        with self._writing(f"model in {target}"):
+            self._begin_writing(made_in.parent)
+            super().save_model(str(made_in), _internal_call=True)
+            self.save_sharded_model(str(made_in))
+            self._flush(made_in)
+            if self._writes_on_this_machine and made_in.exists():
+                checkpoints.move_model(made_in, target)
+                checkpoints.remove_incomplete(target)
+            if self.is_world_process_zero() and target == self.run_folder:
+                run_folder.mark_saved(target)
+            self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    @property
+    def _checkpoints_hold_models(self) -> bool:
+        sends = self.args.push_to_hub and self.args.hub_strategy != "end"
+        return self.sharding == "none" or self.args.save_only_model or sends or bool(is_peft_model(self.model))
+
+    @property
+    def _writes_on_this_machine(self) -> bool:
+        return self.accelerator.is_local_main_process
+
+    def _begin_writing(self, folder: Path) -> None:
+        if self._writes_on_this_machine:
+            checkpoints.remove_incomplete(folder.parent)
+        self.accelerator.wait_for_everyone()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _flush(self, folder: Path) -> None:
+        self.accelerator.wait_for_everyone()
+        if self._writes_on_this_machine:
+            checkpoints.sync_files(folder)
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except SaveError:
+            raise
+        except WRITE_ERRORS as error:
+            if self._writes_on_this_machine:
+                checkpoints.remove_incomplete(self.run_folder)  # it may have filled the disk
+            raise SaveError(
+                f"The {what} could not be written: {' '.join(str(error).split())}. Checkpoints that were whole before "
+                "are untouched; once there is room, the same command goes on from the latest."
+            ) from error
