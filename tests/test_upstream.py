@@ -50,7 +50,7 @@ def trainer(tmp_path_factory):
 @pytest.fixture
 def instances(trainer):
     """An object of each class whose attributes exist on instances alone."""
-    from transformers.integrations import WandbCallback
+    from transformers.integrations import TensorBoardCallback, WandbCallback
 
     rows = Dataset.from_list([{"a": 1}])
     tokens = LoraConfig(target_modules=["q_proj"], trainable_token_indices=[5])
@@ -59,6 +59,7 @@ def instances(trainer):
         "SFTTrainer": trainer,
         "Dataset": rows,
         "WandbCallback": WandbCallback(),
+        "TensorBoardCallback": TensorBoardCallback(),
         "BatchRebalanceSampler": trainer.train_sampler(trainer.train_dataset),
         "GradientState": trainer.accelerator.gradient_state,
         "TrainableTokensWrapper": get_peft_model(tiny_model(), tokens).get_input_embeddings(),

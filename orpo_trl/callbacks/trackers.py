@@ -15,6 +15,10 @@ from orpo_trl.upstream import event_writer, get_comet_experiment_url, get_tracki
 from orpo_trl.yaml_text import from_yaml
 
 
+# By wandb run: names and steps of the tables that an earlier start has sent.
+_sent_tables: dict[str, set[tuple[str, int]]] = {}
+
+
 class TrackerError(RuntimeError):
     """A tracker that does not start with the settings it was given."""
 
@@ -74,6 +78,9 @@ class WandbRun(WandbCallback):
         if found is not None:
             logs = run_folder.read_lines(folder / run_folder.LOGS)
             self._sent = {_name_of_log(log) for log in logs if log["step"] > state.global_step}
+            _sent_tables[found] = {
+                (f"samples/{sample['dataset']}", sample["step"]) for sample in run_folder.read_samples(folder)
+            }
         return found
 
 
@@ -139,9 +146,12 @@ def _event_folder(folder: Path, is_continued: bool) -> Path:
 
 
 def log_table(name: str, records: list[dict[str, Any]], step: int) -> None:
-    """Log records of the same keys as a table to the wandb run of this process, where there is one."""
+    """Log records of the same keys as a table to the wandb run of this process, where there is one.
+
+    Not again where a run that went on has sent the table of this step before.
+    """
     run = _active_run()
-    if run is not None:
+    if run is not None and (name, step) not in _sent_tables.get(run.id, ()):
         import wandb
 
         table = wandb.Table(columns=list(records[0]))
