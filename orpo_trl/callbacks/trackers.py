@@ -14,7 +14,6 @@ from orpo_trl.metrics import EVALUATION
 from orpo_trl.upstream import event_writer, get_comet_experiment_url, get_trackio_space_url, sends_checkpoints
 from orpo_trl.yaml_text import from_yaml
 
-
 # By wandb run: names and steps of the tables that an earlier start has sent.
 _sent_tables: dict[str, set[tuple[str, int]]] = {}
 

@@ -30,11 +30,16 @@ def records(path: Path):
             yield record
 
 
-def read_offline_run(folder: Path) -> dict:
-    """`run` (id, name, group, tags, project), `config`, `history` (a dict per log), of one offline-run folder."""
+def read_offline_run(folder: Path, is_over: bool = True) -> dict:
+    """`run` (id, name, group, tags, project), `config`, `history` (a dict per log), of one offline-run folder.
+
+    Args:
+        folder: of the run.
+        is_over: wait until it is whole; False for a run that was killed.
+    """
     (path,) = folder.glob("*.wandb")
     deadline = time.monotonic() + 60  # wandb's own process goes on writing when `wandb.finish` has returned
-    while "exit" not in {record.WhichOneof("record_type") for record in records(path)}:
+    while is_over and "exit" not in {record.WhichOneof("record_type") for record in records(path)}:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     found = {"run": None, "config": {}, "history": []}

@@ -1,0 +1,294 @@
+"""What a start does with its output folder, and what may change when a run goes on: the rules of docs/resuming.md."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support.small import REPOSITORY
+
+from orpo_trl import checkpoints, resume, run_folder
+from orpo_trl.recipe.keys import recipe_keys
+from orpo_trl.resume import Asked, ResumeError, claim, settings_changes
+from orpo_trl.yaml_text import to_yaml
+
+SETTINGS = {"learning_rate": 1e-3, "beta": 0.5, "max_steps": 40, "dataset_name": "rows.jsonl", "seed": 42}
+
+
+def write_run(folder: Path, settings=SETTINGS, steps=(4, 8), run="first", inputs=None, **record) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"id": run, "processes": 1, "inputs": inputs or {}, **record}
+    run_folder.write_origin(folder, to_yaml(settings), {}, record)
+    for step in steps:
+        path = folder / f"checkpoint-{step}"
+        path.mkdir()
+        (path / "trainer_state.json").write_text("{}")
+        checkpoints.seal(path, {"run": run, "step": step})
+    return folder
+
+
+def begin(folder: Path, settings=SETTINGS, resume="auto", **kwargs):
+    start, lock = claim(Asked(folder, to_yaml(settings), resume, **kwargs))
+    lock.release()
+    return start
+
+
+def others(folder: Path) -> list[Path]:
+    return [path for path in folder.parent.iterdir() if path != folder]
+
+
+# ---- What a start does -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["auto", None])
+def test_a_new_folder_and_one_with_other_files_begin_a_run(tmp_path, mode):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    for name in ("out", "absent/below"):
+        start = begin(tmp_path / name, resume=mode)
+        assert (start.checkpoint, start.is_continued, start.finished) == (None, False, "")
+    assert (tmp_path / "out" / "notes.txt").exists()
+
+
+def test_the_same_command_goes_on_from_the_latest_checkpoint(tmp_path):
+    folder = write_run(tmp_path / "out")
+    start = begin(folder)
+    assert (start.run_id, start.checkpoint) == ("first", str(folder / "checkpoint-8"))
+    assert start.record["id"] == "first"
+    assert f"Going on with the run in {folder} from checkpoint-8." in start.notes
+
+
+def test_a_cut_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path):
+    folder = write_run(tmp_path / "out")
+    (folder / "checkpoint-8" / "trainer_state.json").write_text("")
+    start = begin(folder)
+    assert start.checkpoint == str(folder / "checkpoint-4")
+    assert any("checkpoint-8 is not whole (trainer_state.json: expected 2 bytes, found 0)" in x for x in start.notes)
+    assert (folder / "_incomplete" / "checkpoint-8").is_dir()
+
+
+def test_a_run_without_a_whole_checkpoint_begins_again_under_its_id(tmp_path):
+    start = begin(write_run(tmp_path / "out", steps=()))
+    assert (start.run_id, start.checkpoint, start.is_continued) == ("first", None, True)
+
+
+def test_a_finished_run_with_the_same_settings_is_left_as_it_is(tmp_path):
+    folder = write_run(tmp_path / "out", saved="2026-01-01", last_step=40)
+    start = begin(folder)
+    assert start.finished.startswith(f"The run in {folder} is finished: step 40, saved 2026-01-01. Nothing to do.")
+    assert others(folder) == []
+
+
+def test_a_finished_run_of_other_settings_is_set_aside_with_a_line_that_says_so(tmp_path):
+    folder = write_run(tmp_path / "out", saved="2026-01-01")
+    start = begin(folder, {**SETTINGS, "beta": 0.1})
+    assert (start.is_continued, start.checkpoint, start.finished) == (False, None, "")
+    assert start.run_id != "first"
+    (moved,) = others(folder)
+    assert moved.name.startswith("out_20")
+    assert (moved / "checkpoint-8").is_dir()
+    assert any("has a finished run of other settings (beta: 0.5 -> 0.1). It is now in" in note for note in start.notes)
+    assert [path.name for path in folder.iterdir()] == ["_lock"]
+
+
+def test_a_finished_run_whose_data_file_has_changed_is_not_taken_for_the_same(tmp_path):
+    rows = tmp_path / "data" / "rows.jsonl"
+    rows.parent.mkdir()
+    rows.write_text("{}\n")
+    named = {"dataset_name": str(rows)}
+    folder = write_run(tmp_path / "runs" / "out", saved="2026-01-01", inputs=resume.digests_of(named))
+    assert begin(folder, inputs=named).finished
+    rows.write_text("{}\n{}\n")
+    start = begin(folder, inputs=named)
+    assert not start.finished
+    assert any("the files of `dataset_name`" in note for note in start.notes)
+
+
+def test_an_unfinished_run_is_refused_without_resume_and_the_message_has_three_ways_out(tmp_path):
+    folder = write_run(tmp_path / "out")
+    with pytest.raises(ResumeError) as raised:
+        begin(folder, resume=None)
+    for way in ("`--resume auto`", "another `output_dir`", "`--overwrite_output_dir`", "checkpoint-8"):
+        assert way in str(raised.value)
+    assert (folder / "checkpoint-8").is_dir()
+
+
+def test_overwrite_sets_the_old_run_aside(tmp_path):
+    folder = write_run(tmp_path / "out")
+    assert not begin(folder, resume=None, is_overwritten=True).is_continued
+    assert len(others(folder)) == 1
+
+
+def test_overwrite_with_resume_does_not_begin_again_at_each_requeue(tmp_path):
+    folder = write_run(tmp_path / "out")
+    assert begin(folder, is_overwritten=True).checkpoint == str(folder / "checkpoint-8")
+    assert begin(folder, {**SETTINGS, "beta": 0.1}, is_overwritten=True).checkpoint is None
+    assert len(others(folder)) == 1
+
+
+def test_an_unfinished_run_without_checkpoints_gives_way_to_other_settings(tmp_path):
+    folder = write_run(tmp_path / "out", steps=())
+    assert not begin(folder, {**SETTINGS, "beta": 0.1}).is_continued
+    assert len(others(folder)) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"beta": 0.1}, "beta: 0.5 -> 0.1"),
+        ({"seed": 1}, "seed: 42 -> 1"),
+        ({"max_length": 64}, "max_length: 1024 -> 64"),
+        ({"dataset_name": "other.jsonl"}, "dataset_name: rows.jsonl -> other.jsonl"),
+        ({"nll_reduction": "sequence_mean"}, "nll_reduction: token_mean -> sequence_mean"),
+        ({"use_peft": True}, "use_peft: false -> true"),
+        ({"per_device_train_batch_size": 16}, "pairs of an optimiser step"),
+        ({"max_steps": 20}, "max_steps: 40 -> 20"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_changes_the_training_is_refused_by_name_and_allowed_by_resume_anyway(tmp_path, changed, words):
+    folder = write_run(tmp_path / "out")
+    with pytest.raises(ResumeError) as raised:
+        begin(folder, {**SETTINGS, **changed})
+    assert words in str(raised.value)
+    assert "--resume_anyway" in str(raised.value)
+    start = begin(folder, {**SETTINGS, **changed}, is_anyway=True)
+    assert start.checkpoint == str(folder / "checkpoint-8")
+    assert any(words in note for note in start.notes)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"learning_rate": 1e-4}, "Changed: learning_rate: 0.001 -> 0.0001"),
+        ({"lr_scheduler_type": "cosine"}, "Changed: lr_scheduler_type: linear -> cosine"),
+        ({"max_steps": 60}, "Changed: max_steps: 40 -> 60"),
+        ({"logging_steps": 7}, None),
+        ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, None),
+        ({"deepspeed": "zero3"}, None),
+        ({"save_strategy": "epoch"}, None),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_may_change_is_applied_and_told_where_it_touches_the_weights(tmp_path, changed, told):
+    folder = write_run(tmp_path / "out")
+    start = begin(folder, {**SETTINGS, **changed})
+    assert start.checkpoint == str(folder / "checkpoint-8")
+    assert [note for note in start.notes if note.startswith("Changed")] == ([told] if told else [])
+    assert {change.name for change in start.changes} == set(changed)
+
+
+def test_another_number_of_processes_is_fine_at_the_same_pairs_a_step(tmp_path):
+    folder = write_run(tmp_path / "out")
+    start = begin(folder, {**SETTINGS, "per_device_train_batch_size": 4}, processes=2)
+    assert start.checkpoint
+    with pytest.raises(ResumeError, match="pairs of an optimiser step"):
+        begin(folder, processes=2)
+
+
+def test_a_checkpoint_of_another_run_in_the_folder_is_refused(tmp_path):
+    folder = write_run(tmp_path / "out")
+    other = write_run(tmp_path / "other", steps=(12,), run="second")
+    (other / "checkpoint-12").rename(folder / "checkpoint-12")
+    with pytest.raises(ResumeError, match=r"checkpoint-12 is a checkpoint of another run \(second"):
+        begin(folder)
+
+
+def test_checkpoints_of_another_program_are_not_taken_by_auto_but_by_hand(tmp_path):
+    folder = tmp_path / "out"
+    (folder / "checkpoint-4").mkdir(parents=True)
+    with pytest.raises(ResumeError, match="checkpoints of another program"):
+        begin(folder)
+    assert begin(folder, checkpoint=True).checkpoint == str(folder / "checkpoint-4")
+
+
+def test_a_checkpoint_of_another_folder_begins_a_run_by_its_path_alone(tmp_path):
+    other = write_run(tmp_path / "other")
+    start = begin(tmp_path / "out", checkpoint=str(other / "checkpoint-4"))
+    assert (start.checkpoint, start.is_continued) == (str(other / "checkpoint-4"), False)
+    folder = write_run(tmp_path / "mine", run="mine")
+    with pytest.raises(ResumeError, match="is of another folder"):
+        begin(folder, checkpoint=str(other / "checkpoint-4"))
+
+
+@pytest.mark.parametrize("checkpoint", [True, "absent"])
+def test_a_checkpoint_that_is_asked_for_and_absent_is_an_error(tmp_path, checkpoint):
+    with pytest.raises(ResumeError, match="`resume_from_checkpoint`: expected "):
+        begin(tmp_path / "out", checkpoint=checkpoint)
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    folder = write_run(tmp_path / "out")
+    (folder / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run.json: expected JSON"):
+        begin(folder)
+
+
+def test_the_folder_that_we_are_in_is_not_set_aside(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "out", saved="2026-01-01")
+    monkeypatch.chdir(folder)
+    with pytest.raises(ResumeError, match="holds the current folder"):
+        begin(folder, {**SETTINGS, "beta": 0.1})
+
+
+# ---- What differs ----------------------------------------------------------------------------------------------------
+
+
+def test_every_name_in_the_rules_is_a_key():
+    assert set() == (resume.FREE | resume.REPORTED) - set(recipe_keys())
+    assert not resume.FREE & resume.REPORTED
+
+
+def test_a_key_that_the_rules_do_not_name_is_refused():
+    (change,) = settings_changes({}, {"some_new_key": 1})
+    assert change.is_refused
+
+
+def test_a_value_that_is_written_out_is_the_default():
+    assert list(settings_changes({}, {"beta": 0.1, "learning_rate": 5e-6, "max_length": 1024})) == []
+
+
+def test_the_table_of_the_docs_is_the_rules():
+    text = (REPOSITORY / "docs" / "resuming.md").read_text(encoding="utf-8")
+    for name in resume.REPORTED:
+        assert f"`{name}`" in text, name
+
+
+def test_pairs_and_tokenizer_that_differ_are_refused():
+    before = {"datasets": {"train": {"rows": 5, "sha256": "a" * 64}}, "tokenizer": "c" * 64}
+    assert list(resume.facts_changes(before, before)) == []
+    after = {"datasets": {"train": {"rows": 6, "sha256": "b" * 64}}, "tokenizer": "d" * 64}
+    changes = list(resume.facts_changes(before, after))
+    assert [change.name for change in changes] == ["the training pairs", "the tokenizer or its chat template"]
+    assert all(change.is_refused for change in changes)
+    # A stream has no fingerprint, and runs of earlier versions have none of the tokenizer.
+    assert list(resume.facts_changes({}, after)) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "sharding", "processes", "words"),
+    [
+        ({"sharding": "none", "processes": 2}, "none", 1, None),
+        ({"sharding": "fsdp", "processes": 2}, "fsdp", 4, None),
+        ({"sharding": "zero3", "processes": 2}, "zero3", 2, None),
+        ({"sharding": "zero3", "processes": 2}, "zero3", 4, "with 2 processes only, and this start has 4"),
+        ({"sharding": "zero3", "processes": 2}, "none", 2, "it was written under zero3"),
+        ({}, "zero3", 4, None),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_the_engine_cannot_read_is_named(facts, sharding, processes, words):
+    problem = resume.sharding_problem(facts, sharding, processes)
+    assert problem is None if words is None else words in (problem or "")
+
+
+def test_digests_know_content_and_the_head_of_weights(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(bytes(2 * 2**20))
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"a": 1}))
+    named = {"model_name_or_path": str(tmp_path / "model"), "dataset_name": "a/hub-id"}
+    first = resume.digests_of(named)
+    assert list(first) == ["model_name_or_path"]
+    (tmp_path / "model" / "_lock").write_text("x")
+    assert resume.digests_of(named) == first
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"a": 2}))
+    assert resume.digests_of(named) != first
