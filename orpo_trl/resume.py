@@ -271,13 +271,16 @@ def _go_on(asked: Asked, record, found: list[Checkpoint], changes, touched, inpu
                     f"{checkpoint.path} is a checkpoint of another run ({checkpoint.facts['run']}; this folder's is "
                     f"{record.get('id')}). " + _ways_out("move it away")
                 )
+            if checkpoint.facts.get("model_only"):
+                notes.append(f"{checkpoint.path} has no optimizer state (`save_only_model`): it is not used.")
+                continue
             if checkpoint.problem is None:
                 chosen = str(checkpoint.path)
                 break
             place = checkpoints.set_aside(checkpoint.path)
             notes.append(f"{checkpoint.path} is not whole ({checkpoint.problem}). It is now in {place}.")
     told = [change for change in (*changes, *touched) if not change.is_silent]
-    where = Path(chosen).name if chosen else "the beginning: there was no whole checkpoint yet"
+    where = Path(chosen).name if chosen else "the beginning: there is no whole checkpoint"
     notes.append(f"Going on with the run in {folder} from {where}.")
     notes += [f"Changed: {change}" for change in told]
     return Start(

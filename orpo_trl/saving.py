@@ -45,6 +45,7 @@ class SavingMixin(HookedSFTTrainer):
                     "step": step,
                     "sharding": self.sharding,
                     "processes": self.accelerator.num_processes,
+                    "model_only": self.args.save_only_model,
                 }
                 checkpoints.seal(made_in / name, facts)
                 checkpoints.publish(made_in / name, self.run_folder / name)
