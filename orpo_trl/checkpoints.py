@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,8 +177,6 @@ def remove_old(folder: Path, limit: int | None, kept: Iterable[str | None]) -> N
         if path not in stays:
             # Deleting takes a while. A run that is cut off meanwhile must not find half of it.
             shutil.rmtree(set_aside(path), ignore_errors=True)
-    with suppress(OSError):
-        (folder / INCOMPLETE).rmdir()
 
 
 def _files(folder: Path) -> Iterator[Path]:

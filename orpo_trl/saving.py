@@ -54,6 +54,7 @@ class SavingMixin(HookedSFTTrainer):
                 os.rename(made_in / name, self.run_folder / name)
             if self._writes_on_this_machine:
                 checkpoints.remove_old(self.run_folder, self.args.save_total_limit, [self.state.best_model_checkpoint])
+                checkpoints.remove_incomplete(self.run_folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the plain model, of all ranks' shards. Called by all ranks.

@@ -208,8 +208,8 @@ class ORPOTrainer(TokenBudgetMixin, SavingMixin, upstream.HookedSFTTrainer):
         lock = None
         if self._next_start is None and (resume_from_checkpoint or self.args.resume is not None):
             wanted = Asked(
-                self.run_folder, self.recipe, self.args.resume, resume_from_checkpoint,
-                processes=self.accelerator.num_processes,
+                self.run_folder, self.recipe, self.args.resume, resume_from_checkpoint, self.args.resume_anyway,
+                self.args.overwrite_output_dir, self.accelerator.num_processes,
             )  # fmt: skip
             self._next_start, lock = resume.claim_on_all(wanted)
         self.start, self._next_start = self._next_start or Start(), None

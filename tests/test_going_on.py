@@ -157,7 +157,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tokenizer, tm
         tiny_model(), settings(tmp_path, **OPTIONS), train_dataset=make_dataset(40), processing_class=tokenizer,
         eval_dataset=make_dataset(6, seed=1), callbacks=[Block()],
     )  # fmt: skip
-    with pytest.raises(SaveError, match="The checkpoint of step 6 could not be written: .*untouched"):
+    with pytest.raises(SaveError, match=r"The checkpoint of step 6 could not be written: .*untouched"):
         trainer.train()
     (tmp_path / "_incomplete").unlink()
     assert [found.step for found in checkpoints_of(tmp_path)] == [3]
