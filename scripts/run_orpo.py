@@ -27,6 +27,8 @@ from trl import get_peft_config, get_quantization_config
 
 from orpo_trl import ORPOConfig, ORPOTrainer
 from orpo_trl.callbacks.trackers import TrackerError, finish_wandb
+from orpo_trl.exit_codes import FAILED, WRONG_INPUT
+from orpo_trl.guard import NonFiniteError
 from orpo_trl.launch import start_deepspeed_on_cpu
 from orpo_trl.metrics import EVALUATION, evaluation_prefixes, held_out_table
 from orpo_trl.model import build_from_scratch, load_tokenizer, model_init_kwargs
@@ -94,6 +96,8 @@ def main(arguments: list[str]) -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
     except (RowsError, TrackerError) as error:  # rows of a stream are read while it trains
         fail(error)
+    except NonFiniteError as error:
+        fail(error, FAILED)
     metrics = final_evaluation(trainer) if with_test else None
 
     # ---- Save --------------------------------------------------------------------------------------------------------
@@ -147,11 +151,11 @@ def set_up_logging() -> None:
     logger.setLevel(logging.INFO if PartialState().is_main_process else logging.WARNING)
 
 
-def fail(problem: object) -> NoReturn:
+def fail(problem: object, status: int = WRONG_INPUT) -> NoReturn:
     """Stop with one message from the main process: the user can fix the problem, and a traceback is no help."""
     if os.environ.get("RANK", "0") == "0":
         print(f"run_orpo.py: {problem}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 if __name__ == "__main__":
