@@ -151,7 +151,7 @@ class GuardMixin(HookedSFTTrainer):
         control.should_log = True  # the step has a log of its own, whatever `logging_steps` is
         if guard.bad_in_a_row >= self.args.max_nonfinite_steps:
             control.should_evaluate = control.should_save = False
-        elif control.should_save and not control.should_training_stop:
+        elif control.should_save and not (control.should_training_stop and guard.blames_rows):
             control.should_save, guard.owes_checkpoint = False, True
 
     def after_events(self):
