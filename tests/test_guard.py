@@ -126,7 +126,7 @@ def test_rows_of_a_bad_step_have_the_numbers_of_the_model(tokenizer, tmp_path):
                 assert found[f"{side}_tokens"] == len(pair[f"{side}_ids"])
                 with torch.no_grad():
                     logps = reference(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
-                if found["row"] == 1:  # NaN also at masked positions, 0 of which is NaN: attention spreads it in the pair
+                if found["row"] == 1:  # attention of weight 0 to NaN is NaN: it spreads to all of the pair
                     assert found["nll"] is None
                     assert found["logps/chosen"] is None
                     continue

@@ -1,9 +1,10 @@
 """Trains with a bad row, or with too high a learning rate, in launched processes. Not a test itself.
 
-    guard_job.py '{"output_dir": ..., "model": ..., "rows": ..., "zebras": [...], "config": {...}, "resume": null}'
+    guard_job.py '{"output_dir": ..., "model": ..., "rows": ..., "zebras": [...], "config": {...},
+                   "whole_on_each_rank": true, "fsdp": false}'
 
-In the model, the embedding of a token that only the rows `zebras` have is NaN. Each rank writes `rank-N.json`: the error
-that `train` raised, the number of steps, the optimizer's steps, and a digest of the weights that it holds.
+The rows `zebras` have a token that no other row has. Each rank writes `rank-N.json`: the error that `train` raised, the
+steps and learning rates, and a digest of its weights where it holds all of them. Rank 0 writes `weights.pt`.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from orpo_trl import ORPOTrainer
 from orpo_trl.guard import NonFiniteError
@@ -30,16 +31,13 @@ def main(job: dict) -> None:
     output = Path(job["output_dir"])
     args = settings(output, **job["config"])
     rows = make_rows(job["rows"])
-    for row in job.get("zebras", []):
+    for row in job["zebras"]:
         rows[row]["chosen"] = " zebra"
-    rows = [rows[row] for row in job.get("keep", range(len(rows)))]
     tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "recipes" / "quickstart" / "model")
-    trainer = ORPOTrainer(
-        job["model"], args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
-    )
+    trainer = ORPOTrainer(job["model"], args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     error = None
     try:
-        trainer.train(resume_from_checkpoint=job.get("resume"))
+        trainer.train()
     except NonFiniteError as raised:
         error = str(raised)
     lrs = [log["learning_rate"] for log in trainer.state.log_history if "learning_rate" in log]
