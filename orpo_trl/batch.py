@@ -9,7 +9,7 @@ import torch
 
 from orpo_trl.lengths import PairLengths, round_up
 from orpo_trl.losses import nll_divisors, nll_tokens, nll_units
-from orpo_trl.pairs.load import SOURCE_COLUMN
+from orpo_trl.pairs.load import ROW_COLUMN, SOURCE_COLUMN
 
 # Entries of a batch that are plain counts, not tensors: the trainer sums them without waiting for the device.
 COUNTS = ("num_nll_units", "num_pairs", "num_micro_batches")
@@ -56,6 +56,8 @@ class PairCollator:
       `unique_tokens`, each prompt once; `positions` of the batch, padding included, and `padded_positions` of the
       same pairs in the padded layout; `scored` tokens; and `attended`, pairs of a token and a token that it sees.
     - `pair_sources`, `pair_lengths` (lists): where each pair is from, and the tokens of its longer response.
+    - `rows`: a dict for each pair or row without a rejected response, in the order of the chosen responses: `source`,
+      `row` (its number there), and `prompt_tokens`, `chosen_tokens`, `rejected_tokens` (None without a response).
 
     Attributes:
         pad_token_id: of padding.
@@ -114,6 +116,7 @@ class PairCollator:
         }
         batch["pair_sources"] = [pair.get(SOURCE_COLUMN) for pair in pairs]
         batch["pair_lengths"] = lengths.longer_response[: len(pairs)].tolist()
+        batch["rows"] = [_describe(example) for example in chosen]
         return batch
 
     def positions(self, examples: Sequence[Mapping[str, Any]]) -> int:
@@ -188,3 +191,14 @@ class PairCollator:
             "longest_key": max(key_lengths),
         }
         return batch
+
+
+def _describe(example: Mapping[str, Any]) -> dict[str, Any]:
+    rejected = example.get("rejected_ids")
+    return {
+        "source": example.get(SOURCE_COLUMN),
+        "row": example.get(ROW_COLUMN),
+        "prompt_tokens": len(example["prompt_ids"]),
+        "chosen_tokens": len(example["chosen_ids"]),
+        "rejected_tokens": None if rejected is None else len(rejected),
+    }

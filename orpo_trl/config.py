@@ -162,6 +162,14 @@ class ORPOConfig(SFTConfig):
             "choices": list(UNRENDERED_ACTIONS),
         },
     )
+    max_nonfinite_steps: int = field(
+        default=3,
+        metadata={
+            "help": "After so many optimiser steps in a row whose loss or gradient norm is not finite, the run stops "
+            "with an error and saves no model. None of these steps is taken, and their rows are written to "
+            "`<output_dir>/trouble.jsonl`."
+        },
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout of the model to 0."})
     padding_value: int | None = field(
         default=None, metadata={"help": "Token id that pads short rows. None: the tokenizer's pad token."}
@@ -288,6 +296,8 @@ class ORPOConfig(SFTConfig):
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if isinstance(getattr(self, name), (int, float)) and getattr(self, name) < 1:
                 wrong(name, "at least 1")
+        if not isinstance(self.max_nonfinite_steps, int) or self.max_nonfinite_steps < 1:
+            wrong("max_nonfinite_steps", "1 or more optimiser steps")
         for name in ("learning_rate", "warmup_steps", "weight_decay"):
             if isinstance(getattr(self, name), (int, float)) and not getattr(self, name) >= 0:
                 wrong(name, "at least 0")

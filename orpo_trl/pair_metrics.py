@@ -21,9 +21,13 @@ PAIR_METRICS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tor
     "odds_ratio_delta": lambda chosen, rejected, log_ratio: odds_ratio_delta(log_ratio),
     "logps/chosen": lambda chosen, rejected, log_ratio: chosen,
     "logps/rejected": lambda chosen, rejected, log_ratio: rejected,
-    # TRL compares the rewards, which are all 0 at beta = 0.
-    "rewards/accuracies": lambda chosen, rejected, log_ratio: (chosen > rejected).float(),
+    "rewards/accuracies": lambda chosen, rejected, log_ratio: _is_right(chosen, rejected),
 }
+
+
+def _is_right(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+    # TRL compares the rewards, which are all 0 at beta = 0. A comparison with NaN is False, which would be a number.
+    return torch.where((chosen - rejected).isfinite(), (chosen > rejected).float(), torch.nan)
 
 
 class PairMetrics:
@@ -95,20 +99,28 @@ class PairMetrics:
         if non_finite:
             self.had_non_finite_loss = True
             metrics["loss"] = float("nan")
-            self._warn_non_finite(f"between steps {self._last_step + 1} and {step}", non_finite)
+            where = f"between steps {self._last_step + 1} and {step}"
+            self._warn_non_finite(where, non_finite, "left out of the means")
         self._last_step = step
         self._warn_without_pairs("log_odds_ratio" in metrics)
         return metrics
 
     def of_evaluation(self, step: int) -> dict[str, float]:
-        """Metrics of a whole evaluation set, without prefix. Every rank must call it."""
+        """Metrics of a whole evaluation set, without prefix. Every rank must call it.
+
+        A metric is NaN where a value of any pair was not finite: a mean over the others would compare another set, and
+        a model that gives no finite value at all could look like the best one.
+        """
         metrics, non_finite, _ = self._sums["eval"].reduce(self.accelerator)
+        groups = self._groups.reduce()
         if non_finite:
-            self._warn_non_finite(f"in evaluation at step {step}", non_finite)
+            self._warn_non_finite(f"in evaluation at step {step}", non_finite, "so that their means are NaN")
+            metrics |= dict.fromkeys(non_finite, float("nan"))
+            groups = dict.fromkeys(groups, float("nan"))
         # The Trainer's own loss is a mean over batches of any size, rows of the last one repeated.
         loss = orpo_loss(metrics.get("nll_loss", 0.0), -metrics.get("log_odds_ratio", 0.0), self.args.beta)
         metrics["loss"] = float(loss + (self.aux_loss_weight or 0.0) * metrics.get("aux_loss", 0.0))
-        return {**self._with_rewards(metrics), **self._groups.reduce()}
+        return {**self._with_rewards(metrics), **groups}
 
     def _with_rewards(self, metrics: dict[str, float]) -> dict[str, float]:
         """TRL's rewards are beta times the log-probabilities, so they need no sums of their own."""
@@ -123,7 +135,7 @@ class PairMetrics:
             logger.warning("No row so far has a `rejected` response: the odds-ratio term has not been trained.")
         self._has_seen_pairs |= has_pairs
 
-    def _warn_non_finite(self, where: str, non_finite: dict[str, int]) -> None:
+    def _warn_non_finite(self, where: str, non_finite: dict[str, int], effect: str) -> None:
         if self.accelerator.is_main_process:
             counts = ", ".join(f"{name} in {count} micro-batches" for name, count in non_finite.items())
-            logger.warning("Non-finite values %s, left out of the means: %s", where, counts)
+            logger.warning("Non-finite values %s, %s: %s", where, effect, counts)

@@ -35,7 +35,7 @@ FREE = frozenset(
     gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs
     activation_offloading deepspeed fsdp fsdp_config pair_layout pad_to_multiple_of torch_empty_cache_steps use_cpu
     ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout
-    hub_token""".split()
+    hub_token max_nonfinite_steps""".split()
 )
 # These are applied from the checkpoint on, and named in the log.
 REPORTED = frozenset(

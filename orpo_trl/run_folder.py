@@ -21,6 +21,8 @@ PREPARATION = "preparation.json"
 LOGS = "metrics.jsonl"
 # One line per answer to a held-out prompt: step, dataset, prompt, completion, chosen, rejected.
 SAMPLES = "samples.jsonl"
+# One line per row of an optimiser step that was not finite: step, rank, source, row, tokens, log-probabilities.
+TROUBLE = "trouble.jsonl"
 # Written by every trainer of transformers, beside each checkpoint.
 TRAINER_STATE = "trainer_state.json"
 
@@ -68,9 +70,13 @@ def append_samples(folder: Path, samples: Iterable[dict[str, Any]]) -> None:
     append_lines(folder / SAMPLES, samples)
 
 
+def append_trouble(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
+    append_lines(folder / TROUBLE, rows)
+
+
 def keep_until(folder: Path, step: int) -> None:
-    """Remove the logs and samples after a step, because a run that resumes at that step writes them again."""
-    for path in (folder / LOGS, folder / SAMPLES):
+    """Remove the logs, samples and trouble after a step, because a run that resumes at that step writes them again."""
+    for path in (folder / LOGS, folder / SAMPLES, folder / TROUBLE):
         records = read_lines(path)
         kept = [record for record in records if record.get("step", 0) <= step]
         if len(kept) == len(records) and not path.is_symlink() and _ends_whole(path):
@@ -132,6 +138,10 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 def read_samples(folder: Path) -> list[dict[str, Any]]:
     return read_lines(folder / SAMPLES)
+
+
+def read_trouble(folder: Path) -> list[dict[str, Any]]:
+    return read_lines(folder / TROUBLE)
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -19,8 +19,8 @@ SECTIONS: Mapping[str, Sequence[str]] = {
     "Training": """num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps
         max_tokens_per_micro_batch train_sampling_strategy auto_find_batch_size learning_rate lr_scheduler_type
         lr_scheduler_kwargs warmup_steps optim optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon
-        weight_decay max_grad_norm neftune_noise_alpha seed data_seed full_determinism ignore_data_skip
-        restore_callback_states_from_checkpoint dataloader_drop_last dataloader_num_workers
+        weight_decay max_grad_norm max_nonfinite_steps neftune_noise_alpha seed data_seed full_determinism
+        ignore_data_skip restore_callback_states_from_checkpoint dataloader_drop_last dataloader_num_workers
         dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
         dataloader_multiprocessing_context dataloader_in_order accelerator_config""".split(),
     "Precision and distributed strategy": """bf16 fp16 tf32 bf16_full_eval fp16_full_eval gradient_checkpointing

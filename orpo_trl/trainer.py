@@ -29,6 +29,7 @@ from orpo_trl.callbacks.record import installed_versions, settings_as_recipe, wh
 from orpo_trl.callbacks.standard import standard_callbacks
 from orpo_trl.callbacks.trackers import run_pages
 from orpo_trl.config import ORPOConfig
+from orpo_trl.guard import GuardMixin
 from orpo_trl.lengths import PairLengths
 from orpo_trl.losses import log_odds_ratio, nll_sum, odds_ratio_loss, orpo_loss, pair_logps
 from orpo_trl.model import disable_dropout, load_config, load_processor
@@ -45,7 +46,7 @@ from orpo_trl.throughput import Throughput
 logger = logging.getLogger(__name__)
 
 
-class ORPOTrainer(TokenBudgetMixin, SavingMixin, upstream.HookedSFTTrainer):
+class ORPOTrainer(TokenBudgetMixin, GuardMixin, SavingMixin, upstream.HookedSFTTrainer):
     """Trains a causal language model with ORPO (arXiv 2403.07691) on pairs of a chosen and a rejected response.
 
     Takes the place of `trl.experimental.orpo.ORPOTrainer`. It adds to `trl.SFTTrainer` pairs instead of texts, the
@@ -59,6 +60,7 @@ class ORPOTrainer(TokenBudgetMixin, SavingMixin, upstream.HookedSFTTrainer):
           _get_num_items_in_batch   `step_totals`: NLL units, pairs and micro-batches of the whole step, of all ranks
         training_step               `TokenBudgetMixin`: once for each pass of a micro-batch
           compute_loss              one forward pass; the micro-batch's share of the step's loss; its metrics
+        _get_grad_norm              `GuardMixin`: whether the step is taken
         optimizer.step              the Trainer's own
         _maybe_log_save_evaluate
           log                       the window's sums become metrics, in one reduction over ranks
@@ -185,6 +187,7 @@ class ORPOTrainer(TokenBudgetMixin, SavingMixin, upstream.HookedSFTTrainer):
         return model
 
     def begin_run(self, is_trial):
+        super().begin_run(is_trial)
         if self.model_init is None:
             return
         if is_trial:
@@ -393,11 +396,7 @@ class ORPOTrainer(TokenBudgetMixin, SavingMixin, upstream.HookedSFTTrainer):
         if return_outputs:
             raise ValueError("ORPOTrainer builds no logits, so there are no outputs to return.")
         mode = "train" if self.model.training else "eval"
-        of_model = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
-        of_model |= {"output_router_logits": True} if self.aux_loss_enabled else {}
-        with reading_packed_row() if "segments" in inputs else nullcontext():
-            token_logps, outputs = upstream.run_fused_head(model, of_model)
-        token_logps = token_logps.float()
+        token_logps, outputs = self.token_logps(model, inputs)
         nll = nll_sum(token_logps, inputs["nll_divisors"])
         chosen, rejected = pair_logps(
             token_logps, inputs["completion_index"], inputs["completion_lengths"], inputs["num_pairs"]
@@ -418,7 +417,15 @@ class ORPOTrainer(TokenBudgetMixin, SavingMixin, upstream.HookedSFTTrainer):
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss * inputs["num_micro_batches"] / parts
         aux_loss = outputs.aux_loss if self.aux_loss_enabled else None
         self.pair_metrics.add(mode, inputs, nll, chosen, rejected, log_ratio, aux_loss)
-        return loss * scale
+        loss = loss * scale
+        return self.guarded(loss, inputs, token_logps) if mode == "train" else loss
+
+    def token_logps(self, model, inputs):
+        of_model = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
+        of_model |= {"output_router_logits": True} if self.aux_loss_enabled else {}
+        with reading_packed_row() if "segments" in inputs else nullcontext():
+            token_logps, outputs = upstream.run_fused_head(model, of_model)
+        return token_logps.float(), outputs
 
     # ---- Logs ----------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -173,6 +174,14 @@ NEEDS = (
     Need(f"{_TRAINER}._track_num_input_tokens", "`include_num_input_tokens_seen` under a token budget", ("inputs",)),
     Need(f"{_TRAINER}.model_accepts_loss_kwargs", "a loss that the Trainer does not divide again",
          is_of_instances=True),
+    Need(f"{_TRAINER}._get_grad_norm", "steps that are not taken where the gradient is not finite",
+         ("model", "grad_norm")),
+    Need(f"{_TRAINER}._maybe_log_save_evaluate", "no checkpoint of a step that was not finite"),
+    Need("accelerate.optimizer.AcceleratedOptimizer._is_overflow", "a schedule that waits for a step that is not taken",
+         is_of_instances=True),
+    Need("accelerate.optimizer.AcceleratedOptimizer.scaler", "steps of fp16 that are not taken", is_of_instances=True),
+    Need("accelerate.utils.deepspeed.DeepSpeedOptimizerWrapper.step_was_skipped", "steps that DeepSpeed does not take"),
+    Need("deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3.loss_scale", "steps of fp16 that are not taken"),
     Need("transformers.trainer_utils.get_last_checkpoint", "resuming", ("folder",)),
     Need("transformers.trainer_utils.has_length", "progress bars over streams", ("dataset",)),
     Need("accelerate.state.GradientState.sync_gradients", "a token budget's passes before the last",
@@ -214,9 +223,11 @@ def check_needs(prefixes: tuple[str, ...] = ("",)) -> None:
 
 
 try:
+    from accelerate.optimizer import AcceleratedOptimizer
+    from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
     from datasets import Dataset
     from datasets.fingerprint import Hasher
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel, Trainer
     from transformers.trainer_pt_utils import BatchRebalanceSampler
     from transformers.trainer_pt_utils import get_length_grouped_indices as get_length_grouped_indices
     from transformers.trainer_utils import get_last_checkpoint as get_last_checkpoint
@@ -332,6 +343,47 @@ def full_shape(weight: nn.Parameter) -> torch.Size:
         return torch.Size(whole)
     quantised = getattr(weight, "quant_state", None)  # of bitsandbytes
     return torch.Size(quantised.shape) if quantised else weight.shape
+
+
+def local_part(weight: nn.Parameter) -> torch.Tensor:
+    """The part of a weight that this rank holds, under ZeRO-3 and FSDP2; else all of it."""
+    part: Any = getattr(weight, "ds_tensor", None)  # of DeepSpeed
+    if part is None:
+        part = weight.to_local() if isinstance(weight, DTensor) else weight
+    return part.detach()
+
+
+# ---- Steps that are not taken ----------------------------------------------------------------------------------------
+
+
+def skip_next_step(optimizer: AcceleratedOptimizer) -> None:
+    """Let the next `step` of accelerate's optimizer change nothing, and say so, so that the scheduler waits too.
+
+    Under DeepSpeed `step` does nothing anyway: its engine has decided, by the same norm.
+    """
+    take = optimizer.step
+
+    def skip(closure: Any = None) -> None:
+        optimizer.step = take
+        if optimizer.scaler is not None:
+            optimizer.scaler.update()  # it has looked at the gradients when it unscaled them
+        optimizer._is_overflow = True
+
+    optimizer.step = skip
+
+
+def step_was_taken(trainer: Trainer) -> bool:
+    """Whether DeepSpeed, which steps before the norm is known, has taken the step."""
+    optimizer = trainer.optimizer
+    return isinstance(optimizer, DeepSpeedOptimizerWrapper) and not optimizer.step_was_skipped
+
+
+def loss_scale(trainer: Trainer) -> float:
+    """What the loss is multiplied by in the backward pass of fp16; 1 in other precisions."""
+    optimizer: Any = trainer.optimizer
+    if isinstance(optimizer, DeepSpeedOptimizerWrapper):
+        return float(getattr(optimizer.optimizer, "loss_scale", 1.0))
+    return 1.0 if optimizer.scaler is None else optimizer.scaler.get_scale()
 
 
 # ---- Data ------------------------------------------------------------------------------------------------------------
@@ -537,12 +589,22 @@ class HookedSFTTrainer(SFTTrainer):
         """The forward passes that a micro-batch takes."""
         return [batch]
 
+    def may_step(self, norm: float) -> bool:
+        """Whether the optimiser step may be taken, by the norm of its gradient before clipping: that of all ranks."""
+        return True
+
+    def before_events(self) -> None:
+        """Called after each optimiser step, before its log, evaluation and checkpoint."""
+
+    def after_events(self) -> None:
+        """Called after them, and where there were none."""
+
+    def before_saving(self) -> None:
+        """Called on all ranks before a checkpoint is written; may raise."""
+
     def saving_checkpoint(self) -> AbstractContextManager[Path]:
         """Surrounds the saving of a checkpoint; gives the folder in which the checkpoint's folder is made."""
         return nullcontext(self.run_folder)
-
-    def settings_of_optimizer(self) -> None:
-        """Called when a resumed run has its optimizer and scheduler, with the settings of the checkpoint in them."""
 
     @contextmanager
     def accumulating(self, model: nn.Module) -> Iterator[None]:
@@ -594,10 +656,34 @@ class HookedSFTTrainer(SFTTrainer):
         for part in self.passes(inputs):
             super()._track_num_input_tokens(part)
 
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm: Any = super()._get_grad_norm(model, grad_norm)
+        if norm is None:
+            raise ValueError(
+                "DeepSpeed gives no gradient norm, and the trainer would not see a gradient that is not finite: use "
+                "ZeRO stage 1, 2 or 3, without `compute_grad_norm: false`."
+            )
+        # Under FSDP2 it is a sum that the ranks have not added up yet.
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = float(norm)  # waits for the device, once a step: it is the number that the Trainer logs
+        if not isinstance(self.optimizer, DeepSpeedOptimizerWrapper):
+            self.optimizer._is_overflow = False
+            if not self.may_step(norm):
+                skip_next_step(self.optimizer)
+        else:
+            self.may_step(norm)
+        return norm
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        self.before_events()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self.after_events()
+
     def _get_output_dir(self, trial):
         return super()._get_output_dir(trial) if self._made_in is None else str(self._made_in)
 
     def _save_checkpoint(self, model, trial):
+        self.before_saving()
         name = f"checkpoint-{self.state.global_step}"
         with self.saving_checkpoint() as made_in:
             self._made_in = made_in

@@ -29,6 +29,7 @@ from orpo_trl import ORPOTrainer
 from orpo_trl.callbacks.trackers import TrackerError, finish_wandb
 from orpo_trl.checkpoints import SaveError
 from orpo_trl.exit_codes import FAILED, WRONG_INPUT
+from orpo_trl.guard import NonFiniteError
 from orpo_trl.launch import start_deepspeed_on_cpu
 from orpo_trl.metrics import EVALUATION, evaluation_prefixes, held_out_table
 from orpo_trl.model import build_from_scratch, load_tokenizer, model_init_kwargs
@@ -111,7 +112,7 @@ def main(arguments: list[str]) -> None:
         trainer.train()
     except (RowsError, TrackerError, ResumeError) as error:  # rows of a stream are read while it trains
         fail(error)
-    except (SaveError, OSError) as error:
+    except (NonFiniteError, SaveError, OSError) as error:
         fail(error, FAILED)
     metrics = final_evaluation(trainer) if with_test else None
 

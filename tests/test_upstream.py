@@ -62,6 +62,7 @@ def instances(trainer):
         "TensorBoardCallback": TensorBoardCallback(),
         "BatchRebalanceSampler": trainer.train_sampler(trainer.train_dataset),
         "GradientState": trainer.accelerator.gradient_state,
+        "AcceleratedOptimizer": trainer.accelerator.prepare(torch.optim.SGD(trainer.model.parameters())),
         "TrainableTokensWrapper": get_peft_model(tiny_model(), tokens).get_input_embeddings(),
     }
 
@@ -212,7 +213,7 @@ def test_every_hook_of_the_trainer_is_called_in_a_run(tmp_path, tokenizer):
         setattr(Spying, name, method)
 
     hooks = ("prepare_dataset", "train_sampler", "eval_sampler", "begin_epoch", "step_totals", "saving_checkpoint",
-             "create_model_card", "passes")  # fmt: skip
+             "create_model_card", "passes", "may_step", "before_events", "after_events", "before_saving")  # fmt: skip
     for hook in hooks:
         spy(hook)
     args = settings(

@@ -9,6 +9,7 @@ from orpo_trl.callbacks.record import RunRecord
 from orpo_trl.callbacks.samples import SampleCompletions
 from orpo_trl.callbacks.terminal import TerminalProgress
 from orpo_trl.callbacks.trackers import TensorBoardRun, WandbRun
+from orpo_trl.guard import CheckModel
 
 
 def standard_callbacks(trainer) -> list[TrainerCallback]:
@@ -23,6 +24,7 @@ def standard_callbacks(trainer) -> list[TrainerCallback]:
         ours[type(callback)]() if type(callback) in ours else callback
         for callback in trainer.callback_handler.callbacks
     ]
+    found.insert(0, CheckModel(trainer))
     found.append(RunRecord(trainer))  # after the trackers, whose runs it records
     if trainer.args.generate_during_eval:
         found.append(SampleCompletions(trainer))
