@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def main() -> None:
 def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch: Any) -> None:
     """Train as RECIPE says: a file, or the name of a shipped recipe.
 
-    Checks the recipe, then prints and executes an `accelerate launch` command line. Every key of the recipe can be
+    Checks the recipe, then prints and executes an `accelerate launch` command line. A signal or Ctrl-C stops the run
+    with a checkpoint and exit status 75: the same command goes on. Every key of the recipe can be
     overridden by `--key value`; `orpo-trl schema` lists them.
 
     \b
@@ -85,8 +87,10 @@ def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch: Any)
             click.echo("This machine has no GPU, so this is a command line for CPUs.", err=True)
     answer(shlex.join(command))
     if not dry_run:
+        from orpo_trl.supervisor import Supervisor
+
         standard_output.release()
-        os.execvp(command[0], command)
+        raise SystemExit(Supervisor(command, ["orpo-trl", *sys.argv[1:]]).run())
 
 
 @main.command(context_settings=_EXTRA)

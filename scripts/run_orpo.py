@@ -15,9 +15,12 @@ import sys
 from pathlib import Path
 from typing import NoReturn, cast
 
+from orpo_trl import interruptions
 from orpo_trl.quiet import hide_known_warnings
 
 hide_known_warnings()
+if __name__ == "__main__":
+    interruptions.listen()  # first of all: the imports below take seconds
 
 from accelerate import PartialState
 from rich.console import Console
@@ -32,6 +35,7 @@ from orpo_trl.metrics import EVALUATION, evaluation_prefixes, held_out_table
 from orpo_trl.model import build_from_scratch, load_tokenizer, model_init_kwargs
 from orpo_trl.pairs.load import load_pairs
 from orpo_trl.pairs.prepare import RowsError
+from orpo_trl.processes import world_problem
 from orpo_trl.recipe.files import RecipeError
 from orpo_trl.recipe.parse import build_settings, load_recipe
 from orpo_trl.recipe.show import expanded
@@ -53,6 +57,9 @@ def main(arguments: list[str]) -> None:
         fail(problem)
     if training_args.deepspeed and training_args.use_cpu:
         start_deepspeed_on_cpu()
+    problem = world_problem(PartialState().num_processes)
+    if problem:
+        fail(problem)
     set_up_logging()
     set_seed(training_args.seed)
 
@@ -94,6 +101,9 @@ def main(arguments: list[str]) -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
     except (RowsError, TrackerError) as error:  # rows of a stream are read while it trains
         fail(error)
+    if trainer.interruption:
+        end_interrupted(trainer)
+    interruptions.stop_if_asked()
     metrics = final_evaluation(trainer) if with_test else None
 
     # ---- Save --------------------------------------------------------------------------------------------------------
@@ -117,6 +127,18 @@ def checkpoint_problem(args: ORPOConfig) -> str | None:
     if isinstance(wanted, str) and not Path(wanted).is_dir():
         return f"`resume_from_checkpoint`: expected the folder of a checkpoint or true, received {wanted!r}"
     return None
+
+
+def end_interrupted(trainer: ORPOTrainer) -> NoReturn:
+    """Leave a run that has stopped with a checkpoint, so that the same command goes on."""
+    step = trainer.state.global_step
+    finish_wandb()
+    # Last of all: the launcher ends the other processes as soon as one has ended.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    interruptions.leave(
+        f"Stopped after step {step:,} ({trainer.interruption}). Checkpoint: {trainer.run_folder / f'checkpoint-{step}'}"
+    )
 
 
 def final_evaluation(trainer: ORPOTrainer) -> dict[str, float]:
@@ -155,4 +177,5 @@ def fail(problem: object) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with interruptions.reported():
+        main(sys.argv[1:])
