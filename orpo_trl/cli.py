@@ -72,14 +72,15 @@ def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch: Any)
       orpo-trl train mistral_beta --num_machines 2 --num_processes 16 --machine_rank 0 --main_process_ip 10.0.0.1
     """
     from orpo_trl.devices import count_gpus
-    from orpo_trl.launch import Launch, launch_command
+    from orpo_trl.launch import Launch, launch_command, machines
     from orpo_trl.recipe.parse import build_settings, load_recipe
 
     loaded = load_recipe([recipe, *overrides])
     build_settings(loaded, with_engine=False)
     own = {key: loaded.settings.get(key) for key in ("deepspeed", "fsdp")}
     gpus = count_gpus()
-    command = launch_command(Launch(**launch), loaded.name, list(overrides), own, gpus)
+    asked = Launch(**launch)
+    command = launch_command(asked, loaded.name, list(overrides), own, gpus)
     if not gpus:
         # Else DeepSpeed, which accelerate imports, warns that it has found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -90,7 +91,7 @@ def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch: Any)
         from orpo_trl.supervisor import Supervisor
 
         standard_output.release()
-        raise SystemExit(Supervisor(command, ["orpo-trl", *sys.argv[1:]]).run())
+        raise SystemExit(Supervisor(command, ["orpo-trl", *sys.argv[1:]], machines(asked)).run())
 
 
 @main.command(context_settings=_EXTRA)

@@ -78,6 +78,9 @@ class Report:
     status: int | None = None
     ended: float | None = None
 
+    def __str__(self) -> str:
+        return f"rank {self.rank} (process {self.pid} on {self.host})"
+
 
 class Reporter:
     """Writes the report of this rank, and the optimiser step that it is at. Does nothing where nobody asked for it."""

@@ -23,7 +23,9 @@ import psutil
 
 from orpo_trl import exit_codes, processes
 from orpo_trl.interruptions import SIGNALS, STOPS
+from orpo_trl.network import set_interface, wait_for_main_machine
 from orpo_trl.paths import RUN_SCRIPT
+from orpo_trl.watch import Machines, Watch
 
 
 class Supervisor:
@@ -32,15 +34,18 @@ class Supervisor:
     Args:
         command: the command line, from `launch_command`.
         given: what the user has typed, to say how to go on.
+        machines: of the run.
     """
 
-    def __init__(self, command: Sequence[str], given: Sequence[str]):
+    def __init__(self, command: Sequence[str], given: Sequence[str], machines: Machines):
         self._command = list(command)
         self._given = shlex.join(given)
         self._folder = Path(tempfile.mkdtemp(prefix="orpo-trl-"))
         self._asked: str | None = None
         self._presses = 0
         self._lost: str | None = None
+        self._machines = machines
+        self._watch = Watch(self._folder, machines, self._lose)
 
     def run(self) -> int:
         """Start the ranks, wait for them, and return the run's exit status. Call this in the main thread."""
@@ -51,9 +56,11 @@ class Supervisor:
             if signal.getsignal(number) is not signal.SIG_IGN
         }
         try:
-            error = self._launch()
-            return self._conclude(error)
+            self._reach_main_machine()
+            self._watch.start()
+            return self._conclude(self._launch())
         finally:
+            self._watch.end()
             for number, handler in before.items():
                 signal.signal(number, handler)
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -66,6 +73,14 @@ class Supervisor:
             os.environ[processes.NUM_PROCESSES] = str(asked)
         # torch's agent must leave the signals of `SIGNALS` to this process. It cannot be told to handle none.
         os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"
+
+    def _reach_main_machine(self) -> None:
+        """Find the way to machine 0. Raises ConnectionError where there is none."""
+        own = self._machines
+        if own.number > 1:
+            set_interface(own.address)
+            if own.rank:
+                wait_for_main_machine(own.address, own.port, _say)
 
     def _launch(self) -> BaseException | None:
         """Run accelerate's console script; returns what it raised."""
@@ -112,6 +127,12 @@ class Supervisor:
         for child in psutil.Process().children(recursive=True):
             _send(child, signal.SIGKILL)
 
+    def _lose(self, text: str) -> None:
+        """A rank or a machine is lost: the ranks that wait for it are killed, and torch's agent sees that."""
+        self._lost = text
+        for rank in self._ranks():
+            _send(rank, signal.SIGKILL)
+
     def _leave(self, status: int) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
         os._exit(status)
@@ -123,15 +144,20 @@ class Supervisor:
         reports = processes.read_reports(self._folder)
         if error is None:
             return exit_codes.DONE
+        if self._lost is None:
+            self._watch.end()
         ended = [report for report in reports if report.status]
         first = min(ended, key=lambda report: report.ended or 0, default=None)
-        status = exit_codes.FAILED if first is None or first.status is None else first.status
-        if self._asked is not None and not ended:
+        status = first.status if first is not None and first.status and self._lost is None else exit_codes.FAILED
+        if self._asked is not None and not ended and self._lost is None:
             status = exit_codes.TRY_AGAIN  # before the ranks could hear of it
         if status == exit_codes.TRY_AGAIN:
             _say(self._how_to_go_on())
         elif status == exit_codes.FAILED:
-            _say(self._failure(error, reports))
+            text = self._failure(error, reports)
+            _say(text)
+            if self._lost is None:
+                self._watch.tell(text)
         return status
 
     def _how_to_go_on(self) -> str:
@@ -151,16 +177,12 @@ def _first_lost(error: BaseException, reports: list[processes.Report]) -> str:
     failures: dict[int, Any] = getattr(error, "failures", {})  # of torch's ChildFailedError
     for number, failure in sorted(failures.items(), key=lambda item: item[1].timestamp):
         if number in killed and failure.exitcode < 0:
-            return f"{_named(killed[number])} was ended by {signal.Signals(-failure.exitcode).name}."
+            return f"{killed[number]} was ended by {signal.Signals(-failure.exitcode).name}."
     if killed:
         advice = "Was the machine out of memory? `dmesg` tells."
-        return f"{_named(next(iter(killed.values())))} ended without a word. {advice}"
+        return f"{next(iter(killed.values()))} ended without a word. {advice}"
     first = min(reports, key=lambda report: report.ended or 0)
-    return f"{_named(first)} ended with status {first.status}. Its error is above."
-
-
-def _named(report: processes.Report) -> str:
-    return f"rank {report.rank} (process {report.pid} on {report.host})"
+    return f"{first} ended with status {first.status}. Its error is above."
 
 
 def _runs_script(process: psutil.Process) -> bool:
