@@ -136,12 +136,13 @@ def check(recipe: str, overrides: tuple[str, ...], color: bool | None, **options
 @main.group(cls=RecipesGroup, invoke_without_command=True, subcommand_metavar="[NAME | COMMAND]")
 @click.pass_context
 def recipes(context: click.Context) -> None:
-    """List the shipped recipes, or print the one called NAME.
+    """List the shipped recipes, or print the one called NAME, or the script for a SLURM cluster.
 
     \b
     Examples:
       orpo-trl recipes
       orpo-trl recipes mistral_beta > my.yaml
+      orpo-trl recipes slurm > train.sbatch
       orpo-trl recipes expand my.yaml
       orpo-trl recipes import axolotl.yml -o my.yaml
     """

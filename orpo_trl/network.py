@@ -13,6 +13,8 @@ DEFAULT_PORT = 29500
 _NO_ANSWER = 45.0
 # One that answers that nothing listens there yet may be started by hand: it gets longer.
 _NOT_STARTED = 600.0
+# An address that is kept for documentation: the way to it is the default route.
+_ELSEWHERE = "192.0.2.1"
 _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
@@ -22,14 +24,15 @@ def set_interface(address: str) -> None:
     gloo takes by default the one of this machine's host name, which is often the loopback. NCCL takes the first of its
     own order.
     """
-    name = interface_to(address)
+    # A machine's own name is often the loopback to itself, in /etc/hosts. The others come over the default route then.
+    name = interface_to(address) or interface_to(_ELSEWHERE)
     if name is not None:
         for variable in _INTERFACES:
             os.environ.setdefault(variable, name)
 
 
 def interface_to(address: str) -> str | None:
-    """The network interface over which this machine sends to `address`; None where it has no route."""
+    """The network interface over which this machine sends to `address`; None for no route, and for the loopback."""
     try:
         family, _, _, _, target = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -38,7 +41,7 @@ def interface_to(address: str) -> str | None:
     except OSError:
         return None
     for name, addresses in psutil.net_if_addrs().items():
-        if any(found.address.partition("%")[0] == own for found in addresses):
+        if not name.startswith("lo") and any(found.address.partition("%")[0] == own for found in addresses):
             return name
     return None
 
