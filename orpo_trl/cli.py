@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def main() -> None:
 def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch: Any) -> None:
     """Train as RECIPE says: a file, or the name of a shipped recipe.
 
-    Checks the recipe, then prints and executes an `accelerate launch` command line. Every key of the recipe can be
+    Checks the recipe, then prints and executes an `accelerate launch` command line. A signal or Ctrl-C stops the run
+    with a checkpoint and exit status 75: the same command goes on. Every key of the recipe can be
     overridden by `--key value`; `orpo-trl schema` lists them.
 
     \b
@@ -70,14 +72,15 @@ def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch: Any)
       orpo-trl train mistral_beta --num_machines 2 --num_processes 16 --machine_rank 0 --main_process_ip 10.0.0.1
     """
     from orpo_trl.devices import count_gpus
-    from orpo_trl.launch import Launch, launch_command
+    from orpo_trl.launch import Launch, launch_command, machines
     from orpo_trl.recipe.parse import build_settings, load_recipe
 
     loaded = load_recipe([recipe, *overrides])
     build_settings(loaded, with_engine=False)
     own = {key: loaded.settings.get(key) for key in ("deepspeed", "fsdp")}
     gpus = count_gpus()
-    command = launch_command(Launch(**launch), loaded.name, list(overrides), own, gpus)
+    asked = Launch(**launch)
+    command = launch_command(asked, loaded.name, list(overrides), own, gpus)
     if not gpus:
         # Else DeepSpeed, which accelerate imports, warns that it has found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -85,8 +88,10 @@ def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch: Any)
             click.echo("This machine has no GPU, so this is a command line for CPUs.", err=True)
     answer(shlex.join(command))
     if not dry_run:
+        from orpo_trl.supervisor import Supervisor
+
         standard_output.release()
-        os.execvp(command[0], command)
+        raise SystemExit(Supervisor(command, ["orpo-trl", *sys.argv[1:]], machines(asked)).run())
 
 
 @main.command(context_settings=_EXTRA)
@@ -131,12 +136,13 @@ def check(recipe: str, overrides: tuple[str, ...], color: bool | None, **options
 @main.group(cls=RecipesGroup, invoke_without_command=True, subcommand_metavar="[NAME | COMMAND]")
 @click.pass_context
 def recipes(context: click.Context) -> None:
-    """List the shipped recipes, or print the one called NAME.
+    """List the shipped recipes, or print the one called NAME, or the script for a SLURM cluster.
 
     \b
     Examples:
       orpo-trl recipes
       orpo-trl recipes mistral_beta > my.yaml
+      orpo-trl recipes slurm > train.sbatch
       orpo-trl recipes expand my.yaml
       orpo-trl recipes import axolotl.yml -o my.yaml
     """

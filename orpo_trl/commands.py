@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,7 +12,10 @@ from click import Choice, IntRange, option
 from click.shell_completion import CompletionItem
 
 from orpo_trl import output
-from orpo_trl.paths import RECIPES
+from orpo_trl.paths import RECIPES, SLURM_SCRIPT
+
+# What `recipes NAME` prints beside the recipes.
+_SCRIPTS = {"slurm": SLURM_SCRIPT}
 
 
 class Failure(click.ClickException):
@@ -70,9 +74,17 @@ class RecipesGroup(_Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         found = super().get_command(ctx, cmd_name)
+        if cmd_name in _SCRIPTS:
+            return _Command(
+                cmd_name,
+                callback=lambda: _print_file(_SCRIPTS[cmd_name]),
+                help=f"Print the {cmd_name} script, for `> {_SCRIPTS[cmd_name].name}`.",
+            )
         if found or cmd_name not in _shipped_names():
             return found
-        return _Command(cmd_name, callback=lambda: _print_recipe(cmd_name), help=f"Print the recipe {cmd_name}.")
+        return _Command(
+            cmd_name, callback=lambda: _print_file(RECIPES / f"{cmd_name}.yaml"), help=f"Print the recipe {cmd_name}."
+        )
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -120,5 +132,5 @@ def choice(name: str, choices: list[str], help: str) -> Any:
     return option(name, type=Choice(choices), default=choices[0], show_default=True, help=help)
 
 
-def _print_recipe(name: str) -> None:
-    output.answer((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"), end="")
+def _print_file(path: Path) -> None:
+    output.answer(path.read_text(encoding="utf-8"), end="")

@@ -10,6 +10,7 @@ from transformers import TrainingArguments, is_torch_xla_available
 from trl import ModelConfig, SFTConfig
 from typing_extensions import Required, TypedDict
 
+from orpo_trl.durations import read_duration
 from orpo_trl.sections import MEANINGLESS
 
 NLL_SCOPES = ("sequence", "completion")
@@ -213,6 +214,14 @@ class ORPOConfig(SFTConfig):
             "a run of the same settings goes on all the same. This start only."
         },
     )
+    stop_after: str | float | None = field(
+        default=None,
+        metadata={
+            "help": "Stop with a checkpoint and exit status 75 at the end of the optimiser step in which this time is "
+            "over: 90s, 45m, 3h50m, 1d2h, or seconds as a number. Counted from the start of the process; in Python, "
+            "from that of `train`. The same command goes on. None: no limit."
+        },
+    )
     is_encoder_decoder: bool | None = field(
         default=None, metadata={"help": "Accepted because TRL has it; True is refused: models here are decoder-only."}
     )
@@ -304,6 +313,11 @@ class ORPOConfig(SFTConfig):
         for name in ("seed", "data_seed"):
             if isinstance(getattr(self, name), int) and not 0 <= getattr(self, name) < 2**32:
                 wrong(name, "from 0 to 2^32 - 1")
+        if self.stop_after is not None:
+            try:
+                read_duration(self.stop_after)
+            except ValueError as error:
+                found.append(SettingsProblem(("stop_after",), f"`stop_after`: {error}"))
         if self.max_steps <= 0 and not self.num_train_epochs > 0:
             wrong("num_train_epochs", "above 0")
         return found

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orpo_trl.network import DEFAULT_PORT
 from orpo_trl.paths import RECIPES, RUN_SCRIPT, relative
+from orpo_trl.watch import Machines
 from orpo_trl.yaml_text import from_yaml_of_others
 
 
@@ -120,6 +122,18 @@ def launch_command(launch: Launch, recipe: str, overrides: list[str], own: dict[
     if launch.num_machines > 1:
         command += ["--num_machines", str(launch.num_machines)]
     return [*command, str(relative(RUN_SCRIPT)), recipe, *overrides]
+
+
+def machines(launch: Launch) -> Machines:
+    """The machines of a launch that `launch_command` has taken."""
+    if launch.num_machines == 1:
+        return Machines()
+    return Machines(
+        launch.num_machines,
+        launch.machine_rank or 0,
+        launch.main_process_ip or "",
+        launch.main_process_port or DEFAULT_PORT,
+    )
 
 
 def _default_engine(launch: Launch, named: str | None, processes: int, gpus: int) -> str:

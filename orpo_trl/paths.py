@@ -8,6 +8,8 @@ _HOME = _PACKAGE / "shipped" if (_PACKAGE / "shipped").is_dir() else _PACKAGE.pa
 RECIPES = _HOME / "recipes"
 RUN_SCRIPT = _HOME / "scripts" / "run_orpo.py"
 
+SLURM_SCRIPT = _HOME / "scripts" / "slurm" / "train.sbatch"
+
 
 def relative(path: Path) -> Path:
     """The path as the user would write it: relative, if it is below the current folder."""

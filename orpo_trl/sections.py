@@ -36,7 +36,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
         trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy eval_steps eval_delay eval_on_start
         per_device_eval_batch_size eval_accumulation_steps eval_use_gather_object prediction_loss_only
         generate_during_eval save_strategy save_steps save_total_limit save_only_model save_on_each_node
-        enable_jit_checkpoint load_best_model_at_end metric_for_best_model greater_is_better output_dir push_to_hub
+        stop_after load_best_model_at_end metric_for_best_model greater_is_better output_dir push_to_hub
         hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision""".split(),
 }  # fmt: skip
 
@@ -57,6 +57,7 @@ MEANINGLESS = {
     "average_tokens_across_devices": "set `nll_reduction: micro_batch_mean` for means per micro-batch and device",
     "length_column_name": "lengths are those of the tokenised pairs",
     "logging_nan_inf_filter": "a non-finite loss is logged as it is, and its step is named",
+    "enable_jit_checkpoint": "a checkpoint on SIGTERM and other signals is built in, with an exit status of its own",
     "label_names": "the trainer makes the labels itself",
     "include_for_metrics": "there are no logits, so `compute_metrics` cannot run",
     "batch_eval_metrics": "there are no logits, so `compute_metrics` cannot run",

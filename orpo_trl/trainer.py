@@ -27,6 +27,7 @@ from orpo_trl.batch import COUNTS, MODEL_INPUTS, PairCollator
 from orpo_trl.budget import TokenBudgetMixin
 from orpo_trl.callbacks.record import installed_versions, settings_as_recipe, what_decides
 from orpo_trl.callbacks.standard import standard_callbacks
+from orpo_trl.callbacks.stop import StopWhenAsked
 from orpo_trl.callbacks.trackers import run_pages
 from orpo_trl.config import ORPOConfig
 from orpo_trl.guard import GuardMixin
@@ -89,6 +90,8 @@ class ORPOTrainer(TokenBudgetMixin, GuardMixin, SavingMixin, upstream.HookedSFTT
         layout: 'shared_prefix' or 'padded'.
         recipe: YAML that the output folder and the trackers keep; by default made of `args`.
         start: whether the run of `train` begins, or goes on with one that is in the output folder.
+        interruption: why training has stopped with a checkpoint before its end: `stop_after`, or a signal, where the
+            program handles them (`interruptions.py`); else None.
 
     Raises:
         SettingsError, ValueError, TypeError: naming the argument that is wrong, before weights are loaded where it can
@@ -152,7 +155,8 @@ class ORPOTrainer(TokenBudgetMixin, GuardMixin, SavingMixin, upstream.HookedSFTT
         self._set_up_batches()
         self._set_up_model(self.model)
         self._set_up_metrics()
-        self.callback_handler.callbacks[:] = standard_callbacks(self)
+        self._stop = StopWhenAsked(self)
+        self.callback_handler.callbacks[:] = [*standard_callbacks(self), self._stop]
         self._fixed = checks.fixed_settings(self.args)
         self.start = Start()
         self._next_start: Start | None = None
@@ -375,10 +379,13 @@ class ORPOTrainer(TokenBudgetMixin, GuardMixin, SavingMixin, upstream.HookedSFTT
     def step_totals(self, batches, device):
         """Totals of the optimiser step, `[3]` in the order of `COUNTS`, over all micro-batches and ranks."""
         parts = [part for batch in batches for part in self.passes(batch)]
-        totals = torch.tensor([sum(part[name] for part in parts) for name in COUNTS], device=device)
+        totals = [sum(part[name] for part in parts) for name in COUNTS]
         for part in parts:
             self._throughput.add(part["work"])
-        return self.accelerator.reduce(totals, "sum")
+        # Whether a rank wants to stop travels with the totals: a collective of its own would cost time.
+        summed = self.accelerator.reduce(torch.tensor([*totals, self._stop.request()], device=device), "sum")
+        self._stop.hear(summed[-1])
+        return summed[:-1]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """ORPO's loss of a micro-batch (paper, eq. 6), as its share of the optimiser step's.
@@ -434,6 +441,8 @@ class ORPOTrainer(TokenBudgetMixin, GuardMixin, SavingMixin, upstream.HookedSFTT
             logs.update(self.pair_metrics.of_training(self.state.global_step))
         if "train_loss" in logs:
             self._throughput.stop()
+            if self.interruption is not None:  # the figures of a part of the run
+                return
             logs["train_loss"] = self._mean_loss()
         super().log(logs, start_time)
 

@@ -166,6 +166,8 @@ NEEDS = (
          is_of_instances=True),
     Need(f"{_TRAINER}._get_train_sampler", "a sampler that gives each rank its own rows", ("train_dataset",)),
     Need(f"{_TRAINER}._get_eval_sampler", "a sampler that gives each rank its own rows", ("eval_dataset",)),
+    Need(f"{_TRAINER}._finalize_training", "a checkpoint to go on from, which `save_total_limit: 1` would delete",
+         ("trial", "num_train_samples", "start_time")),
     Need(f"{_TRAINER}._hp_search_setup", "the settings of a trial, and a new model's batches and metrics", ("trial",)),
     Need(f"{_TRAINER}._get_output_dir", "the folder of a trial", ("trial",)),
     Need(f"{_TRAINER}._run_epoch", "the order of the rows of a resumed epoch", ("model", "epoch")),
@@ -495,10 +497,12 @@ class HookedSFTTrainer(SFTTrainer):
         dataset_columns: of a prepared dataset, those that the collator reads.
         hub_tags: of the model on the Hub.
         run_folder: where a run leaves its files: `output_dir`, or in a search the trial's folder in it.
+        interruption: why training has stopped with a checkpoint before its end; else None.
     """
 
     dataset_columns: tuple[str, ...] = ()
     hub_tags: tuple[str, ...] = ()
+    interruption: str | None = None
 
     # The Trainer types these as what they may be before it is set up.
     args: Any
@@ -648,6 +652,15 @@ class HookedSFTTrainer(SFTTrainer):
             return None
         self.begin_epoch(epoch)
         return super()._run_epoch(model, epoch, *args, **kwargs)
+
+    def _finalize_training(self, *args, **kwargs):
+        best = self.state.best_model_checkpoint
+        if self.interruption is not None:
+            # The best model is for the end of a run: loading it takes time, and the Trainer deletes checkpoints then.
+            self.state.best_model_checkpoint = None
+        output = super()._finalize_training(*args, **kwargs)
+        self.state.best_model_checkpoint = best
+        return output
 
     def _get_num_items_in_batch(self, batch_samples, device):
         return self.step_totals(batch_samples, device)

@@ -15,9 +15,12 @@ import sys
 from pathlib import Path
 from typing import NoReturn, cast
 
+from orpo_trl import interruptions
 from orpo_trl.quiet import hide_known_warnings
 
 hide_known_warnings()
+if __name__ == "__main__":
+    interruptions.listen()  # first of all: the imports below take seconds
 
 from accelerate import PartialState
 from rich.console import Console
@@ -35,6 +38,7 @@ from orpo_trl.metrics import EVALUATION, evaluation_prefixes, held_out_table
 from orpo_trl.model import build_from_scratch, load_tokenizer, model_init_kwargs
 from orpo_trl.pairs.load import load_pairs
 from orpo_trl.pairs.prepare import RowsError
+from orpo_trl.processes import world_problem
 from orpo_trl.recipe.files import RecipeError
 from orpo_trl.recipe.parse import build_settings, load_recipe
 from orpo_trl.recipe.show import expanded
@@ -53,6 +57,9 @@ def main(arguments: list[str]) -> None:
         fail(error)
     if training_args.deepspeed and training_args.use_cpu:
         start_deepspeed_on_cpu()
+    problem = world_problem(PartialState().num_processes)
+    if problem:
+        fail(problem)
     set_up_logging()
     set_seed(training_args.seed)
     of_start = {name: recipe.settings.pop(name, None) for name in OF_ONE_START}
@@ -112,8 +119,13 @@ def main(arguments: list[str]) -> None:
         trainer.train()
     except (RowsError, TrackerError, ResumeError) as error:  # rows of a stream are read while it trains
         fail(error)
-    except (NonFiniteError, SaveError, OSError) as error:
+    except NonFiniteError as error:
         fail(error, FAILED)
+    except (SaveError, OSError) as error:
+        fail(error, FAILED, from_any=True)
+    if trainer.interruption:
+        end_interrupted(trainer)
+    interruptions.stop_if_asked()
     metrics = final_evaluation(trainer) if with_test else None
 
     # ---- Save --------------------------------------------------------------------------------------------------------
@@ -122,7 +134,7 @@ def main(arguments: list[str]) -> None:
         trainer.save_model(training_args.output_dir)
         trainer.create_model_card()
     except (SaveError, OSError) as error:
-        fail(error, FAILED)
+        fail(error, FAILED, from_any=True)
     if metrics is not None and trainer.is_world_process_zero():
         print_summary(metrics)
     trainer.accelerator.print(f"Saved the model to {training_args.output_dir}")
@@ -130,6 +142,18 @@ def main(arguments: list[str]) -> None:
         trainer.push_to_hub()
     finish_wandb()
     trainer.accelerator.end_training()
+
+
+def end_interrupted(trainer: ORPOTrainer) -> NoReturn:
+    """Leave a run that has stopped with a checkpoint, so that the same command goes on."""
+    step = trainer.state.global_step
+    finish_wandb()
+    # Last of all: the launcher ends the other processes as soon as one has ended.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    interruptions.leave(
+        f"Stopped after step {step:,} ({trainer.interruption}). Checkpoint: {trainer.run_folder / f'checkpoint-{step}'}"
+    )
 
 
 def final_evaluation(trainer: ORPOTrainer) -> dict[str, float]:
@@ -160,12 +184,19 @@ def set_up_logging() -> None:
     logger.setLevel(logging.INFO if PartialState().is_main_process else logging.WARNING)
 
 
-def fail(problem: object, status: int = WRONG_INPUT) -> NoReturn:
-    """Stop with one message from the main process: the user can fix the problem, and a traceback is no help."""
-    if os.environ.get("RANK", "0") == "0":
+def fail(problem: object, status: int = WRONG_INPUT, from_any: bool = False) -> NoReturn:
+    """Stop with one message: the user can fix the problem, and a traceback is no help.
+
+    Args:
+        problem: the message.
+        status: of the exit.
+        from_any: any process may have the problem alone; else all have it, and the main one tells it.
+    """
+    if from_any or os.environ.get("RANK", "0") == "0":
         print(f"run_orpo.py: {problem}", file=sys.stderr)
     sys.exit(status)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with interruptions.reported():
+        main(sys.argv[1:])

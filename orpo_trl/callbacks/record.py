@@ -62,7 +62,7 @@ class RunRecord(TrainerCallback):
         run_folder.append_log(self._folder, {"step": state.global_step, **log})
 
     def on_train_end(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and self.trainer.interruption is None:
             record = {**(self._record or {}), "finished": run_folder.now(), "last_step": state.global_step}
             run_folder.write_record(self._folder, record)
         self._record = None  # the next call of `train` begins another run
