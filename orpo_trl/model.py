@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from orpo_trl.config import ModelArguments
+from orpo_trl.plain_files import read_text
 from orpo_trl.upstream import disable_dropout_in_model
 
 # Modules that call `F.dropout` keep its probability as a plain number under one of these names: `dropout` in OPT,
@@ -77,11 +78,11 @@ def settle_tokenizer(
     if chat_template_path is None:
         return 0
     if chat_template_path.endswith((".jinja", ".j2")):
-        if not Path(chat_template_path).is_file():
+        if not Path(chat_template_path).exists():
             raise FileNotFoundError(f"`chat_template_path`: the file {chat_template_path!r} does not exist.")
-        tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
+        tokenizer.chat_template = read_text(Path(chat_template_path))
         return 0
-    source = AutoTokenizer.from_pretrained(chat_template_path)
+    source = load_template_source(chat_template_path)
     vocabulary = tokenizer.get_vocab()
     if not may_add_tokens and source.eos_token not in vocabulary:
         raise ValueError(
@@ -93,6 +94,15 @@ def settle_tokenizer(
     tokenizer.add_tokens(added)
     tokenizer.chat_template, tokenizer.eos_token = source.get_chat_template(), source.eos_token
     return len(added)
+
+
+def load_template_source(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that a chat template is taken from; its code is never run, and nobody is asked whether to.
+
+    Raises:
+        ValueError, OSError: where it cannot be loaded, or needs code of its own.
+    """
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def load_processor(
@@ -107,20 +117,24 @@ def load_config(name: str, revision: str | None = None, trust_remote_code: bool 
 
 
 def model_init_kwargs(arguments: ModelArguments) -> dict:
-    """The model arguments as keyword arguments of `from_pretrained`."""
-    kwargs: dict[str, Any] = {"revision": arguments.model_revision, "dtype": arguments.dtype}
+    """The model arguments as keyword arguments of `from_pretrained`. Weights are read from safetensors alone."""
+    kwargs: dict[str, Any] = {
+        "revision": arguments.model_revision, "dtype": arguments.dtype, "use_safetensors": True,
+    }  # fmt: skip
     if arguments.attn_implementation is not None:
         kwargs["attn_implementation"] = arguments.attn_implementation
     return kwargs
 
 
-def build_from_scratch(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def build_from_scratch(
+    arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """A model with random weights from the config at `model_name_or_path`; seed the generators first.
 
     Raises:
         ValueError: if the config's vocabulary is smaller than the tokenizer's.
     """
-    config = AutoConfig.from_pretrained(model_name(arguments), revision=arguments.model_revision)
+    config = load_config(model_name(arguments), arguments.model_revision, trust_remote_code)
     if config.get_text_config().vocab_size < len(tokenizer):
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens, but `vocab_size` of the config at "
@@ -128,7 +142,7 @@ def build_from_scratch(arguments: ModelArguments, tokenizer: PreTrainedTokenizer
         )
     dtype = None if arguments.dtype in (None, "auto") else getattr(torch, arguments.dtype)
     kwargs = {} if arguments.attn_implementation is None else {"attn_implementation": arguments.attn_implementation}
-    return AutoModelForCausalLM.from_config(config, dtype=dtype, **kwargs)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code, **kwargs)
 
 
 def disable_dropout(model: torch.nn.Module) -> None:

@@ -25,10 +25,11 @@ from orpo_trl import upstream
 from orpo_trl.attention import choose_layout, reading_packed_row, without_adapter
 from orpo_trl.batch import COUNTS, MODEL_INPUTS, PairCollator
 from orpo_trl.budget import TokenBudgetMixin
-from orpo_trl.callbacks.record import installed_versions, settings_as_recipe
+from orpo_trl.callbacks.record import installed_versions, remote_code_of, settings_as_recipe
 from orpo_trl.callbacks.standard import standard_callbacks
 from orpo_trl.callbacks.trackers import run_pages
 from orpo_trl.config import ORPOConfig
+from orpo_trl.hidden import hide
 from orpo_trl.lengths import PairLengths
 from orpo_trl.losses import log_odds_ratio, nll_sum, odds_ratio_loss, orpo_loss, pair_logps
 from orpo_trl.model import disable_dropout, load_config, load_processor
@@ -39,6 +40,7 @@ from orpo_trl.pairs.prepare import PAIR_COLUMNS, pair_lengths, prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.sampling import GlobalBatchSampler, StreamedBatches
 from orpo_trl.throughput import Throughput
+from orpo_trl.weights import refuse_pickles, refuse_unsafe_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +114,7 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
     ):
         upstream.check_needs(upstream.HOOKS)
         checks.check_hooks(type(self), ORPOTrainer)
+        self._hidden_base = ""
         checks.check_source(model, model_init, optimizers)
         name = model if isinstance(model, str) else "" if model is None else upstream.get_config_model_id(model.config)
         args = ORPOConfig(f"{Path(name).name or 'model'}-ORPO") if args is None else ORPOConfig.of(args)
@@ -150,6 +153,15 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         self.callback_handler.callbacks[:] = standard_callbacks(self)
         self._fixed = checks.fixed_settings(self.args)
 
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """As `transformers.Trainer.train`; a checkpoint that would run code when it is loaded is refused."""
+        checkpoint = resume_from_checkpoint
+        if checkpoint is True:
+            checkpoint = upstream.get_last_checkpoint(self.args.output_dir)
+        if isinstance(checkpoint, (str, Path)):
+            refuse_unsafe_checkpoint(Path(checkpoint))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
     def _first_model(self, model_init, args: ORPOConfig):
         set_seed(args.seed)  # as `train` does
         self.model_init = model_init
@@ -160,7 +172,10 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
         kwargs: Any = args.model_init_kwargs or {}  # a dict: `TrainingArguments` has parsed a string
         if isinstance(model, str):
             # SFTTrainer does this for DDP and DeepSpeed, but not for FSDP.
-            args.model_init_kwargs = {**kwargs} | ({"device_map": None} if PartialState().num_processes > 1 else {})
+            args.model_init_kwargs = {"use_safetensors": True, **kwargs} | (
+                {"device_map": None} if PartialState().num_processes > 1 else {}
+            )
+            refuse_pickles(model)
             checks.check_no_adapter(model)
         if processing_class is None:
             processing_class = load_processor(model_id, kwargs.get("revision"), args.trust_remote_code)
@@ -210,6 +225,9 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
 
     def _set_up_model(self, model) -> None:
         checks.check_trainable(model)
+        name = model.config.name_or_path or ""
+        if hide(name) != name:  # trackers are sent the config; the card looks for the license of the base model
+            self._hidden_base, model.config.name_or_path = name, hide(name)
         evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
         for name, dataset in {"train": self.train_dataset, **evaluated}.items():
             checks.check_positions(model, dataset, name, self.args)
@@ -392,11 +410,12 @@ class ORPOTrainer(TokenBudgetMixin, upstream.HookedSFTTrainer):
             folder,
             model_name=model_name or folder.name,
             source=self.hub_model_id or folder.name,
-            base_model=self.model.config.name_or_path or "",
+            base_model=self._hidden_base or self.model.config.name_or_path or "",
             dataset_name=dataset_name,
             tags=[*self.hub_tags, *([tags] if isinstance(tags, str) else tags or [])],
             is_adapter=bool(is_peft_model(self.model)),
             is_chat=self.text_tokenizer.chat_template is not None,
+            remote_code=remote_code_of(self),
             versions=installed_versions(),
             pages=run_pages(),
         )

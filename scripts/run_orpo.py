@@ -27,15 +27,19 @@ from trl import get_peft_config, get_quantization_config
 
 from orpo_trl import ORPOConfig, ORPOTrainer
 from orpo_trl.callbacks.trackers import TrackerError, finish_wandb
+from orpo_trl.hidden import hide
 from orpo_trl.launch import start_deepspeed_on_cpu
 from orpo_trl.metrics import EVALUATION, evaluation_prefixes, held_out_table
 from orpo_trl.model import build_from_scratch, load_tokenizer, model_init_kwargs
+from orpo_trl.output_folder import folder_problem
 from orpo_trl.pairs.load import load_pairs
 from orpo_trl.pairs.prepare import RowsError
+from orpo_trl.printable import printable
 from orpo_trl.recipe.files import RecipeError
 from orpo_trl.recipe.parse import build_settings, load_recipe
 from orpo_trl.recipe.show import expanded
 from orpo_trl.upstream import get_last_checkpoint
+from orpo_trl.weights import UnsafeWeights
 
 
 def main(arguments: list[str]) -> None:
@@ -68,7 +72,7 @@ def main(arguments: list[str]) -> None:
     try:
         tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
         if model_args.from_scratch:
-            model = build_from_scratch(model_args, tokenizer)
+            model = build_from_scratch(model_args, tokenizer, training_args.trust_remote_code)
         else:
             model = cast(str, model_args.model_name_or_path)
             own = cast(dict, training_args.model_init_kwargs or {})
@@ -84,15 +88,17 @@ def main(arguments: list[str]) -> None:
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
         )
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except Exception as error:  # a damaged or hostile model makes the libraries raise anything
         if training_args.log_level == "debug":
             raise
-        fail(f"{error}\n(--log_level debug shows where this came from)")
+        is_expected = isinstance(error, (ValueError, TypeError, OSError, ImportError))
+        text = str(error) if is_expected else f"{type(error).__name__}: {error}"
+        fail(f"{text}\n(--log_level debug shows where this came from)")
     checkpoint = recipe.settings.pop("resume_from_checkpoint", None)  # it belongs to this start, not to the run
     trainer.recipe = expanded(recipe)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
-    except (RowsError, TrackerError) as error:  # rows of a stream are read while it trains
+    except (RowsError, TrackerError, UnsafeWeights) as error:  # rows of a stream are read while it trains
         fail(error)
     metrics = final_evaluation(trainer) if with_test else None
 
@@ -102,7 +108,7 @@ def main(arguments: list[str]) -> None:
     trainer.create_model_card()
     if metrics is not None and trainer.is_world_process_zero():
         print_summary(metrics)
-    trainer.accelerator.print(f"Saved the model to {training_args.output_dir}")
+    trainer.accelerator.print(printable(hide(f"Saved the model to {training_args.output_dir}")))
     if training_args.push_to_hub:
         trainer.push_to_hub()
     finish_wandb()
@@ -110,8 +116,11 @@ def main(arguments: list[str]) -> None:
 
 
 def checkpoint_problem(args: ORPOConfig) -> str | None:
-    """Why a run cannot resume, as far as it is known before data and weights are loaded; None where it can."""
+    """Why a run cannot write or resume, as far as it is known before data and weights are loaded; None where it can."""
     wanted, folder = args.resume_from_checkpoint, Path(args.output_dir or "")
+    problem = folder_problem(folder)
+    if problem:
+        return problem
     if wanted is True and not (folder.is_dir() and get_last_checkpoint(folder)):
         return f"`resume_from_checkpoint: true`: expected a checkpoint-… folder in {args.output_dir}, found none"
     if isinstance(wanted, str) and not Path(wanted).is_dir():
@@ -141,16 +150,23 @@ def print_summary(metrics: dict[str, float]) -> None:
 def set_up_logging() -> None:
     """Show the package's messages on the main process and its warnings on all; transformers keeps its own handlers."""
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_PlainMessages())
     logger = logging.getLogger("orpo_trl")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if PartialState().is_main_process else logging.WARNING)
 
 
+class _PlainMessages(logging.Formatter):
+    """Messages alone, without what environment variables hold and what a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(hide(super().format(record)))
+
+
 def fail(problem: object) -> NoReturn:
     """Stop with one message from the main process: the user can fix the problem, and a traceback is no help."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"run_orpo.py: {problem}", file=sys.stderr)
+        print(printable(hide(f"run_orpo.py: {problem}")), file=sys.stderr)
     sys.exit(2)
 
 
