@@ -1,5 +1,7 @@
 """The model and tokenizer that a recipe names, and what training changes in a model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,28 @@ from orpo_trl.upstream import disable_dropout_in_model
 _FUNCTIONAL_DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop")
 
 
+@contextmanager
+def naming(what: str, name: str) -> Iterator[None]:
+    """Around the loading of a model's part, whose files may be damaged in any way.
+
+    Raises:
+        ValueError: naming the part and the model, where the libraries' own error does not, or where the part comes with
+            code that nobody has allowed to run.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ValueError) and "trust_remote_code=True" in str(error):
+            raise ValueError(
+                f"The {what} of {name!r} comes with code of its own, which is not run. Read it first; "
+                "`trust_remote_code: true` runs it."
+            ) from error
+        if isinstance(error, (OSError, ValueError, ImportError)):
+            raise
+        text = str(error).partition("\nException raised from")[0]  # then torch lists its C++ functions
+        raise ValueError(f"The {what} of {name!r} cannot be loaded: {type(error).__name__}: {text}") from error
+
+
 def model_name(arguments: ModelArguments) -> str:
     """`model_name_or_path`, which every recipe sets.
 
@@ -40,12 +64,10 @@ def load_tokenizer(arguments: ModelArguments, trust_remote_code: bool = False) -
 
     For training it is complete: SFTTrainer itself does what `settle_tokenizer` does.
     """
-    own = arguments.tokenizer_name_or_path is None
-    return AutoTokenizer.from_pretrained(
-        model_name(arguments) if own else arguments.tokenizer_name_or_path,
-        revision=arguments.model_revision if own else None,
-        trust_remote_code=trust_remote_code,
-    )
+    own = arguments.tokenizer_name_or_path or model_name(arguments)
+    revision = arguments.model_revision if arguments.tokenizer_name_or_path is None else None
+    with naming("tokenizer", own):
+        return AutoTokenizer.from_pretrained(own, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def settle_tokenizer(
@@ -78,9 +100,7 @@ def settle_tokenizer(
     if chat_template_path is None:
         return 0
     if chat_template_path.endswith((".jinja", ".j2")):
-        if not Path(chat_template_path).exists():
-            raise FileNotFoundError(f"`chat_template_path`: the file {chat_template_path!r} does not exist.")
-        tokenizer.chat_template = read_text(Path(chat_template_path))
+        tokenizer.chat_template = read_template(chat_template_path)
         return 0
     source = load_template_source(chat_template_path)
     vocabulary = tokenizer.get_vocab()
@@ -96,24 +116,41 @@ def settle_tokenizer(
     return len(added)
 
 
+def read_template(name: str) -> str:
+    """The text of a .jinja file.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file that cannot be read.
+    """
+    try:
+        return read_text(Path(name))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"`chat_template_path`: the file {name!r} does not exist.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`chat_template_path`: expected UTF-8 text in {name!r}, received: {error}") from error
+
+
 def load_template_source(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer that a chat template is taken from; its code is never run, and nobody is asked whether to.
 
     Raises:
         ValueError, OSError: where it cannot be loaded, or needs code of its own.
     """
-    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    with naming("tokenizer", name):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def load_processor(
     name: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase | ProcessorMixin:
     """The tokenizer of a model, or the processor that holds it: for a trainer that is given neither."""
-    return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    with naming("tokenizer", name):
+        return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def load_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
-    return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    with naming("config", name):
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def model_init_kwargs(arguments: ModelArguments) -> dict:

@@ -12,7 +12,7 @@ from datasets import Dataset, IterableDataset
 from transformers.integrations import is_tensorboard_available, is_trackio_available
 
 from orpo_trl.config import ORPOConfig
-from orpo_trl.model import load_template_source
+from orpo_trl.model import load_template_source, read_template
 from orpo_trl.output_folder import folder_problem
 from orpo_trl.pairs.columns import MEDIA_COLUMNS
 from orpo_trl.pairs.foreign_rows import refuse_media
@@ -20,7 +20,6 @@ from orpo_trl.pairs.preparation import PreparationReport
 from orpo_trl.pairs.prepare import NO_END_OF_SEQUENCE, column_names, pair_lengths
 from orpo_trl.pairs.row_errors import RowError
 from orpo_trl.pairs.tokenize import PairRules
-from orpo_trl.plain_files import MAX_SETTINGS, check_readable
 from orpo_trl.sampling import GlobalBatchSampler
 
 logger = logging.getLogger(__name__)
@@ -128,10 +127,8 @@ def _check_template_source(name: str) -> None:
     """SFTTrainer reads a file of any kind and size, and asks on the terminal whether to run a tokenizer's code."""
     if not name.endswith((".jinja", ".j2")):
         load_template_source(name)
-    elif not Path(name).exists():
-        raise FileNotFoundError(f"`chat_template_path`: the file {name!r} does not exist.")
     else:
-        check_readable(Path(name), MAX_SETTINGS)
+        read_template(name)
 
 
 def without_media(dataset):

@@ -93,6 +93,7 @@ def main(arguments: list[str]) -> None:
             raise
         is_expected = isinstance(error, (ValueError, TypeError, OSError, ImportError))
         text = str(error) if is_expected else f"{type(error).__name__}: {error}"
+        text = text.partition("\nException raised from")[0]  # then torch lists its C++ functions
         fail(f"{text}\n(--log_level debug shows where this came from)")
     checkpoint = recipe.settings.pop("resume_from_checkpoint", None)  # it belongs to this start, not to the run
     trainer.recipe = expanded(recipe)

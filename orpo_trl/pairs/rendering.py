@@ -103,11 +103,18 @@ def _apply(tokenizer: PreTrainedTokenizerBase, messages: Messages, options: dict
             "file or to a tokenizer that has one."
         )
     from jinja2 import TemplateSyntaxError
+    from jinja2.exceptions import SecurityError
 
     try:
         return check_length(str(tokenizer.apply_chat_template(messages, tokenize=False, **kwargs, **options)))
     except (TemplateLimit, MemoryError):
         raise
+    except SecurityError as error:
+        raise TemplateLimit(f"asks for what Jinja's sandbox refuses: {error}") from error
+    except RecursionError as error:
+        raise TemplateLimit("calls itself without end.") from error
+    except OverflowError as error:
+        raise TemplateLimit(f"asks for too large a number: {error}") from error
     except TemplateSyntaxError as error:
         raise ValueError(f"The chat template is not valid Jinja: {error} (line {error.lineno})") from error
     except Exception as error:

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from orpo_trl.config import ModelArguments
-from orpo_trl.model import load_tokenizer, model_init_kwargs, model_name, settle_tokenizer
+from orpo_trl.model import load_config, load_tokenizer, model_init_kwargs, model_name, naming, settle_tokenizer
 from orpo_trl.plain_files import read_text
 from orpo_trl.upstream import find_adapter_config_file, is_peft_available
 from orpo_trl.weights import UnsafeWeights, refuse_pickled_adapter, refuse_pickles
@@ -28,7 +28,7 @@ def require_model(arguments: ModelArguments, trust_remote_code: bool = False) ->
         if adapter is not None:
             name = _base_of(Path(adapter))
             refuse_pickles(name)
-        AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        load_config(name, trust_remote_code=trust_remote_code)
     except UnsafeWeights:
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -43,6 +43,11 @@ def load_model(arguments: ModelArguments, device: torch.device, trust_remote_cod
     Raises:
         ValueError, OSError: if the weights cannot be loaded.
     """
+    with naming("weights", model_name(arguments)):
+        return _load_model(arguments, device, trust_remote_code)
+
+
+def _load_model(arguments: ModelArguments, device: torch.device, trust_remote_code: bool) -> torch.nn.Module:
     options = {"dtype": arguments.dtype, "device_map": {"": device}, "trust_remote_code": trust_remote_code}
     if _adapter_config_file(arguments) is None:
         options = model_init_kwargs(arguments) | options
