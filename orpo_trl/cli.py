@@ -12,6 +12,7 @@ from click import Choice, IntRange, argument, option
 from orpo_trl import output as standard_output
 from orpo_trl.commands import Failure, MainGroup, Number, RecipesGroup, choice, complete_recipe, tokens
 from orpo_trl.output import answer
+from orpo_trl.printable import printable
 from orpo_trl.quiet import hide_known_warnings
 
 # Overrides of a recipe are no options of the command. A value such as `-hello` must not be read as `-h`.
@@ -194,21 +195,22 @@ def import_(file: Path, tool: str | None, output: Path | None) -> None:
       orpo-trl recipes import axolotl.yml -o recipes/mine.yaml
     """
     from orpo_trl.importers import import_recipe, recipe_text
+    from orpo_trl.plain_files import write_text
 
-    if output is not None and output.exists():
+    if output is not None and os.path.lexists(output):
         raise ValueError(f"--output: {output} exists already")
     imported = import_recipe(file, tool)
     text = recipe_text(imported, file.name)
     if output is None:
         answer(text, end="")
     else:
-        output.write_text(text, encoding="utf-8")
+        write_text(output, text)
     for title, notes in (("Keys without an equal here", imported.no_equal), ("Differences", imported.differences)):
         if notes:
             click.echo(f"{title}:", err=True)
         for note in notes:
             place = f"{file}:{note.line}: " if note.line else ""
-            click.echo(f"  {place}{note.text}", err=True)
+            click.echo(printable(f"  {place}{note.text}"), err=True)
     if output is not None:
         click.echo(f"Written to {output}. Next: orpo-trl check {output}", err=True)
 

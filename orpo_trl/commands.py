@@ -12,7 +12,9 @@ from click import Choice, IntRange, option
 from click.shell_completion import CompletionItem
 
 from orpo_trl import output
+from orpo_trl.hidden import hide
 from orpo_trl.paths import RECIPES, SLURM_SCRIPT
+from orpo_trl.printable import printable
 
 # What `recipes NAME` prints beside the recipes.
 _SCRIPTS = {"slurm": SLURM_SCRIPT}
@@ -31,8 +33,10 @@ def _failing() -> Iterator[None]:
         yield
     except BrokenPipeError:  # click ends quietly
         raise
+    except RecursionError as error:
+        raise Failure("a file is nested too deep to be read") from error
     except (ValueError, OSError) as error:
-        raise Failure(str(error)) from error
+        raise Failure(printable(hide(str(error)))) from error
 
 
 class _Command(click.Command):

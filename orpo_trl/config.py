@@ -1,5 +1,6 @@
 """Typed settings of a run: `ORPOConfig` for the trainer, `ModelArguments` and `DataArguments` for the entry point."""
 
+import copy
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from trl import ModelConfig, SFTConfig
 from typing_extensions import Required, TypedDict
 
 from orpo_trl.durations import read_duration
+from orpo_trl.hidden import hide_all
 from orpo_trl.sections import MEANINGLESS
 
 NLL_SCOPES = ("sequence", "completion")
@@ -235,6 +237,9 @@ class ORPOConfig(SFTConfig):
             # then runs as if it were the only one.
             self.use_cpu = True
         super().__post_init__()
+        unsafe = self._loading_problems()
+        if unsafe:
+            raise SettingsError("ORPOConfig", unsafe)
         if self.run_name is None and self.output_dir is not None:
             # Otherwise trackers invent a name, and a resumed run gets another one.
             self.run_name = Path(self.output_dir).name
@@ -269,8 +274,19 @@ class ORPOConfig(SFTConfig):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without tokens: the Trainer pickles its arguments into the folder that `push_to_hub` uploads."""
-        return {**self.__dict__, "hub_token": None, "push_to_hub_token": None}
+        """Without tokens, and without what environment variables hold: the Trainer pickles its arguments into the
+        folder that `push_to_hub` uploads."""
+        return {**hide_all(self.__dict__), "hub_token": None, "push_to_hub_token": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ORPOConfig":
+        """The same settings for this very process: all of them."""
+        made = object.__new__(type(self))
+        made.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return made
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values, which trackers are sent: environment variables are shown by their names."""
+        return hide_all(super().to_dict())
 
     def _range_problems(self) -> list[SettingsProblem]:
         found: list[SettingsProblem] = []
@@ -342,6 +358,21 @@ class ORPOConfig(SFTConfig):
         if self.is_encoder_decoder:
             text = "`is_encoder_decoder: true`: encoder-decoder models are not supported"
             found.append(SettingsProblem(("is_encoder_decoder",), text))
+        return found
+
+    def _loading_problems(self) -> list[SettingsProblem]:
+        """Arguments of `from_pretrained` that would let a model's folder run code."""
+        kwargs = self.model_init_kwargs if isinstance(self.model_init_kwargs, dict) else {}
+        found = []
+        for name, safe, why in (
+            ("trust_remote_code", False, "to run code that comes with a model, set `trust_remote_code: true`"),
+            ("allow_all_kernels", False, "it runs code from anywhere on the Hub"),
+            ("use_safetensors", True, "weights are read from safetensors alone, as a pickle can run code"),
+            ("weights_only", True, "weights are read from safetensors alone, as a pickle can run code"),
+        ):
+            if kwargs.get(name, safe) not in (safe, None):
+                text = f"`model_init_kwargs: {{{name}: {str(kwargs[name]).lower()}}}` is refused: {why}"
+                found.append(SettingsProblem(("model_init_kwargs",), text))
         return found
 
     def _meaningless_problems(self) -> list[SettingsProblem]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from orpo_trl.network import DEFAULT_PORT
 from orpo_trl.paths import RECIPES, RUN_SCRIPT, relative
+from orpo_trl.plain_files import read_text
 from orpo_trl.watch import Machines
 from orpo_trl.yaml_text import from_yaml_of_others
 
@@ -190,7 +191,7 @@ def _check_machines(launch: Launch) -> None:
 
 def _is_accelerate_config(path: Path) -> bool:
     try:
-        config = from_yaml_of_others(path.read_text(encoding="utf-8"))
+        config = from_yaml_of_others(read_text(path))
     except (OSError, ValueError):  # no file, no text, no YAML
         return False
     return isinstance(config, dict) and "distributed_type" in config

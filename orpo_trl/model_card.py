@@ -1,7 +1,9 @@
 """The model card of a run: its front matter for the Hub, and from our own template what the run was and measured."""
 
+import html
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,10 @@ from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from huggingface_hub.utils import validate_repo_id
 
 from orpo_trl import run_folder
+from orpo_trl.hidden import hide
 from orpo_trl.metrics import held_out_table
+from orpo_trl.plain_files import replace_whole, write_text
+from orpo_trl.printable import printable
 from orpo_trl.report.run import Run, read_run
 
 logger = logging.getLogger(__name__)
@@ -43,6 +48,7 @@ def write_card(
     tags: Sequence[str],
     is_adapter: bool,
     is_chat: bool,
+    remote_code: Sequence[str] = (),
     versions: Mapping[str, str],
     pages: Mapping[str, str],
 ) -> None:
@@ -59,6 +65,7 @@ def write_card(
         tags: tags of the Hub.
         is_adapter: whether the folder holds a PEFT adapter instead of a whole model.
         is_chat: whether the tokenizer has a chat template.
+        remote_code: what code of a model's folder has made: `model NAME`, `tokenizer NAME`.
         versions: version by package.
         pages: address of the run by tracker.
     """
@@ -89,18 +96,20 @@ def write_card(
     )
     card = ModelCard.from_template(
         data,
+        title=_plain(model_name),
         template_path=str(_TEMPLATE),
         base_model=hub_base,
         datasets=datasets,
         source=source,
         is_adapter=is_adapter,
         is_chat=is_chat,
+        remote_code=", ".join(map(_plain, remote_code)),
         paper=PAPER,
         versions=versions,
         pages=pages,
         **parts,
     )
-    card.save(folder / CARD)
+    write_text(folder / CARD, hide(str(card)))
 
 
 def _parts(run: Run) -> dict[str, Any]:
@@ -110,7 +119,7 @@ def _parts(run: Run) -> dict[str, Any]:
     return {
         "curve": _draw_curve(run),
         "figures": [
-            (prefix.removesuffix("_"), heading, value)
+            (_plain(prefix.removesuffix("_")), _plain(heading), value)
             for prefix in run.prefixes
             for heading, value in held_out_table(metrics, prefix)
         ],
@@ -128,7 +137,8 @@ def _draw_curve(run: Run) -> str:
 
     if "logps" not in drawable([run]):
         return ""
-    draw("logps", [run]).savefig(run.folder / CURVE, dpi=150)
+    figure = draw("logps", [run])
+    replace_whole(run.folder / CURVE, lambda path: figure.savefig(path, dpi=150))
     return CURVE
 
 
@@ -159,6 +169,13 @@ def _license(base_model: str) -> dict[str, str]:
     except (ValueError, OSError, yaml.YAMLError):
         return {}
     return {key: value for key, value in data.items() if key.startswith("license") and isinstance(value, str)}
+
+
+def _plain(text: str) -> str:
+    """A label as one line of Markdown that shows its characters and means nothing: no link, no HTML, no table."""
+    text = " ".join(printable(text).split())
+    text = html.escape(text, quote=False)
+    return re.sub(r"[\\`*\[\]|#!~]|(?<![^\W_])_|_(?![^\W_])", lambda match: f"\\{match[0]}", text)
 
 
 def _block(text: str, language: str) -> str:

@@ -9,6 +9,8 @@ from typing import TextIO
 
 import click
 
+from orpo_trl.printable import printable
+
 _STDOUT, _STDERR = 1, 2
 # Where answers go while standard output is reserved.
 _answers: TextIO | None = None
@@ -39,8 +41,9 @@ def reserved() -> Iterator[None]:
 
 
 def answer(text: str, end: str = "\n", color: bool | None = None) -> None:
-    """Write text to the standard output that the command was started with."""
-    click.echo(text + end, file=_answers, nl=False, color=color)
+    """Write text to the standard output that the command was started with; a terminal obeys nothing in it but, with
+    `color`, colours."""
+    click.echo(printable(text, has_colors=bool(color)) + end, file=_answers, nl=False, color=color)
 
 
 def is_terminal() -> bool:

@@ -1,15 +1,15 @@
 """What a run leaves in its output folder beside the model: the only place that writes these files and reads them."""
 
 import json
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from orpo_trl.hidden import hide_all
 from orpo_trl.metrics import number
-from orpo_trl.recipe.files import read_recipe
-from orpo_trl.yaml_text import to_yaml
+from orpo_trl.plain_files import MAX_RECORDS, UnsafeFile, appending, read_text, write_text
+from orpo_trl.yaml_text import YamlReader, to_yaml
 
 # The recipe with its parents and overrides in one file; it is a recipe again.
 RECIPE = "recipe.yaml"
@@ -41,7 +41,7 @@ def write_origin(folder: Path, recipe: str | None, preparation: dict[str, Any], 
     """
     folder.mkdir(parents=True, exist_ok=True)
     if recipe is not None:
-        _write_text(folder / RECIPE, recipe)
+        write_text(folder / RECIPE, recipe)
     _write_object(folder / PREPARATION, preparation)
     write_record(folder, record)
 
@@ -79,43 +79,25 @@ def keep_until(folder: Path, step: int) -> None:
     for path in (folder / LOGS, folder / SAMPLES, folder / TROUBLE):
         records = read_lines(path)
         kept = [record for record in records if record.get("step", 0) <= step]
-        if len(kept) == len(records) and not path.is_symlink() and _ends_whole(path):
-            continue
-        # Not in place: a run that is cut off meanwhile would have lost them.
-        new = path.with_name(f"{path.name}.new")
-        new.unlink(missing_ok=True)
-        append_lines(new, kept)
-        os.replace(new, path) if kept else _remove(new, path)
-
-
-def _ends_whole(path: Path) -> bool:
-    return not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
-
-
-def _remove(*paths: Path) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
+        if kept:
+            write_text(path, "".join(_lines(kept)))  # whole: a run that is cut off meanwhile would have lost them
+        else:
+            path.unlink(missing_ok=True)
 
 
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Add records to a .jsonl file. A number that is not finite becomes null, since JSON has no word for it."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.writelines(
-            json.dumps({key: _finite(value) for key, value in record.items()}, ensure_ascii=False) + "\n"
-            for record in records
-        )
+    with appending(path) as file:
+        file.writelines(_lines(records))
+
+
+def _lines(records: Iterable[dict[str, Any]]) -> Iterator[str]:
+    for record in records:
+        yield json.dumps({key: _finite(value) for key, value in hide_all(record).items()}, ensure_ascii=False) + "\n"
 
 
 def _write_object(path: Path, value: dict[str, Any]) -> None:
-    _write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a run may be cut off at any moment."""
-    new = path.with_name(f"{path.name}.new")
-    new.unlink(missing_ok=True)
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
+    write_text(path, json.dumps(hide_all(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -174,15 +156,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: naming the file and the line that is no JSON object.
     """
-    if not path.is_file():
+    text = _text(path)
+    if text is None:
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines, which also splits at U+2028
+    lines = text.split("\n")  # not splitlines, which also splits at U+2028
     records = []
     for line_number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line) if line else None
-        except json.JSONDecodeError as error:
-            if line_number == len(lines):
+        except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
+            if line_number == len(lines) and isinstance(error, json.JSONDecodeError):
                 break
             raise ValueError(f"{path}:{line_number}: expected a JSON object, received {line[:60]!r}") from error
         if isinstance(record, dict):
@@ -193,16 +176,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_recipe(path: Path) -> tuple[dict[str, Any], str]:
-    if not path.is_file():
+    """Without the parents that a recipe of somebody else may name, and with environment variables by name."""
+    text = _text(path, errors="replace")
+    if text is None:
         return {}, ""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    recipe = read_recipe(path)
-    for (*above, last), original in recipe.secrets.items():
-        target: Any = recipe.settings
-        for part in above:
-            target = target[part]
-        target[last] = original
-    return recipe.settings, text
+    recipe = YamlReader().read(text)
+    return recipe if isinstance(recipe, dict) else {}, text
 
 
 def _trainer_history(folder: Path) -> list[dict[str, Any]]:
@@ -219,12 +198,32 @@ def _trainer_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    text = _text(path)
+    if text is None:
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also for text that is no UTF-8
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, received: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected a JSON object, received {str(found)[:60]!r}")
     return found
+
+
+def _text(path: Path, errors: str = "strict") -> str | None:
+    """The text of a file of a run; None where there is none.
+
+    A link to a file outside of the folder is refused: a report would show to others what only its maker may read.
+
+    Raises:
+        ValueError: naming the file that is not read.
+    """
+    if not path.is_symlink() and not path.exists():
+        return None
+    target = path.resolve()
+    if path.is_symlink() and not target.is_relative_to(path.parent.resolve()):
+        raise UnsafeFile(f"{path}: this is a link to {target}, outside of the run's folder; it is not read")
+    try:
+        return read_text(path, MAX_RECORDS, errors)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected JSON, received: {error}") from error

@@ -25,12 +25,13 @@ from orpo_trl import trainer_checks as checks
 from orpo_trl.attention import choose_layout, reading_packed_row, without_adapter
 from orpo_trl.batch import COUNTS, MODEL_INPUTS, PairCollator
 from orpo_trl.budget import TokenBudgetMixin
-from orpo_trl.callbacks.record import installed_versions, settings_as_recipe, what_decides
+from orpo_trl.callbacks.record import installed_versions, remote_code_of, settings_as_recipe, what_decides
 from orpo_trl.callbacks.standard import standard_callbacks
 from orpo_trl.callbacks.stop import StopWhenAsked
 from orpo_trl.callbacks.trackers import run_pages
 from orpo_trl.config import ORPOConfig
 from orpo_trl.guard import GuardMixin
+from orpo_trl.hidden import hide
 from orpo_trl.lengths import PairLengths
 from orpo_trl.losses import log_odds_ratio, nll_sum, odds_ratio_loss, orpo_loss, pair_logps
 from orpo_trl.model import disable_dropout, load_config, load_processor
@@ -43,6 +44,7 @@ from orpo_trl.resume import Asked, Start
 from orpo_trl.sampling import GlobalBatchSampler, StreamedBatches
 from orpo_trl.saving import SavingMixin
 from orpo_trl.throughput import Throughput
+from orpo_trl.weights import refuse_pickles, refuse_unsafe_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +122,7 @@ class ORPOTrainer(TokenBudgetMixin, GuardMixin, SavingMixin, upstream.HookedSFTT
     ):
         upstream.check_needs(upstream.HOOKS)
         checks.check_hooks(type(self), ORPOTrainer)
+        self._hidden_base = ""
         checks.check_source(model, model_init, optimizers)
         name = model if isinstance(model, str) else "" if model is None else upstream.get_config_model_id(model.config)
         args = ORPOConfig(f"{Path(name).name or 'model'}-ORPO") if args is None else ORPOConfig.of(args)
@@ -171,7 +174,10 @@ class ORPOTrainer(TokenBudgetMixin, GuardMixin, SavingMixin, upstream.HookedSFTT
         kwargs: Any = args.model_init_kwargs or {}  # a dict: `TrainingArguments` has parsed a string
         if isinstance(model, str):
             # SFTTrainer does this for DDP and DeepSpeed, but not for FSDP.
-            args.model_init_kwargs = {**kwargs} | ({"device_map": None} if PartialState().num_processes > 1 else {})
+            args.model_init_kwargs = {"use_safetensors": True, **kwargs} | (
+                {"device_map": None} if PartialState().num_processes > 1 else {}
+            )
+            refuse_pickles(model)
             checks.check_no_adapter(model)
         if processing_class is None:
             processing_class = load_processor(model_id, kwargs.get("revision"), args.trust_remote_code)
@@ -233,9 +239,11 @@ class ORPOTrainer(TokenBudgetMixin, GuardMixin, SavingMixin, upstream.HookedSFTT
         """
         Raises:
             ResumeError: where the data, the tokenizer or the sharding are not those of the run that goes on.
+            UnsafeWeights: where loading the checkpoint would run code.
         """
         start = self.start
         if start.checkpoint:
+            refuse_unsafe_checkpoint(Path(start.checkpoint))
             facts = checkpoints.read(Path(start.checkpoint)).facts
             problem = resume.sharding_problem(facts, self.sharding, self.accelerator.num_processes)
             if problem:
@@ -267,6 +275,9 @@ class ORPOTrainer(TokenBudgetMixin, GuardMixin, SavingMixin, upstream.HookedSFTT
 
     def _set_up_model(self, model) -> None:
         checks.check_trainable(model)
+        name = model.config.name_or_path or ""
+        if hide(name) != name:  # trackers are sent the config; the card looks for the license of the base model
+            self._hidden_base, model.config.name_or_path = name, hide(name)
         evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
         for name, dataset in {"train": self.train_dataset, **evaluated}.items():
             checks.check_positions(model, dataset, name, self.args)
@@ -468,11 +479,12 @@ class ORPOTrainer(TokenBudgetMixin, GuardMixin, SavingMixin, upstream.HookedSFTT
             folder,
             model_name=model_name or folder.name,
             source=self.hub_model_id or folder.name,
-            base_model=self.model.config.name_or_path or "",
+            base_model=self._hidden_base or self.model.config.name_or_path or "",
             dataset_name=dataset_name,
             tags=[*self.hub_tags, *([tags] if isinstance(tags, str) else tags or [])],
             is_adapter=bool(is_peft_model(self.model)),
             is_chat=self.text_tokenizer.chat_template is not None,
+            remote_code=remote_code_of(self),
             versions=installed_versions(),
             pages=run_pages(),
         )

@@ -12,6 +12,8 @@ from datasets import Dataset, IterableDataset
 from transformers.integrations import is_tensorboard_available, is_trackio_available
 
 from orpo_trl.config import ORPOConfig
+from orpo_trl.model import load_template_source, read_template
+from orpo_trl.output_folder import folder_problem
 from orpo_trl.pairs.columns import MEDIA_COLUMNS
 from orpo_trl.pairs.foreign_rows import refuse_media
 from orpo_trl.pairs.preparation import PreparationReport
@@ -93,9 +95,11 @@ def check_arguments(
             "Losses, log-probabilities, margins and accuracy of the pairs are logged without them."
         )
     _check_adapter("peft_config", peft_config)
-    template = args.chat_template_path
-    if template is not None and template.endswith((".jinja", ".j2")) and not Path(template).is_file():
-        raise FileNotFoundError(f"`chat_template_path`: the file {template!r} does not exist.")
+    problem = folder_problem(Path(args.output_dir))
+    if problem:
+        raise ValueError(problem)
+    if args.chat_template_path is not None:
+        _check_template_source(args.chat_template_path)
     if train_dataset is None:
         raise ValueError("`train_dataset` is required.")
     check_dataset("train", train_dataset)
@@ -117,6 +121,14 @@ def check_arguments(
             refuse_media(first)
         except RowError as error:
             raise ValueError(f"The train dataset, row 0: {error}") from error
+
+
+def _check_template_source(name: str) -> None:
+    """SFTTrainer reads a file of any kind and size, and asks on the terminal whether to run a tokenizer's code."""
+    if not name.endswith((".jinja", ".j2")):
+        load_template_source(name)
+    else:
+        read_template(name)
 
 
 def without_media(dataset):

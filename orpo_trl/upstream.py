@@ -125,6 +125,7 @@ NEEDS = (
     Need(f"{_UTILS}.pad", "batches of prompts to answer", ("tensors", "padding_value", "padding_side")),
     Need("transformers.utils.find_adapter_config_file", "telling an adapter's folder from a model's", ("revision",)),
     Need("transformers.utils.is_peft_available", "a clear error where peft is missing"),
+    Need("transformers.utils.TRANSFORMERS_DYNAMIC_MODULE_NAME", "naming the models whose own code was run"),
     # ---- Attention
     Need("transformers.PreTrainedConfig._attn_implementation", "the attention that reads packed rows"),
     Need("transformers.utils.generic.is_flash_attention_requested", "the kernel of a packed row", ("config",)),
@@ -234,6 +235,7 @@ try:
     from transformers.trainer_pt_utils import get_length_grouped_indices as get_length_grouped_indices
     from transformers.trainer_utils import get_last_checkpoint as get_last_checkpoint
     from transformers.trainer_utils import has_length as has_length
+    from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
     from transformers.utils import find_adapter_config_file as find_adapter_config_file
     from transformers.utils import is_peft_available as is_peft_available
     from transformers.utils.generic import is_flash_attention_requested as is_flash_attention_requested
@@ -345,6 +347,11 @@ def full_shape(weight: nn.Parameter) -> torch.Size:
         return torch.Size(whole)
     quantised = getattr(weight, "quant_state", None)  # of bitsandbytes
     return torch.Size(quantised.shape) if quantised else weight.shape
+
+
+def is_remote_code(made: Any) -> bool:
+    """Whether a model, config or tokenizer is of a class that came as code with a model's folder or from the Hub."""
+    return type(made).__module__.split(".")[0] == TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 
 def local_part(weight: nn.Parameter) -> torch.Tensor:

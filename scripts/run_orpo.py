@@ -33,16 +33,20 @@ from orpo_trl.callbacks.trackers import TrackerError, finish_wandb
 from orpo_trl.checkpoints import SaveError
 from orpo_trl.exit_codes import FAILED, WRONG_INPUT
 from orpo_trl.guard import NonFiniteError
+from orpo_trl.hidden import hide
 from orpo_trl.launch import start_deepspeed_on_cpu
 from orpo_trl.metrics import EVALUATION, evaluation_prefixes, held_out_table
 from orpo_trl.model import build_from_scratch, load_tokenizer, model_init_kwargs
+from orpo_trl.output_folder import folder_problem
 from orpo_trl.pairs.load import load_pairs
 from orpo_trl.pairs.prepare import RowsError
+from orpo_trl.printable import printable
 from orpo_trl.processes import world_problem
 from orpo_trl.recipe.files import RecipeError
 from orpo_trl.recipe.parse import build_settings, load_recipe
 from orpo_trl.recipe.show import expanded
 from orpo_trl.resume import OF_ONE_START, Asked, ResumeError, claim_on_all, named_files
+from orpo_trl.weights import UnsafeWeights
 
 
 def main(arguments: list[str]) -> None:
@@ -62,6 +66,9 @@ def main(arguments: list[str]) -> None:
         fail(problem)
     set_up_logging()
     set_seed(training_args.seed)
+    problem = folder_problem(Path(cast(str, training_args.output_dir)))
+    if problem:
+        fail(problem)
     of_start = {name: recipe.settings.pop(name, None) for name in OF_ONE_START}
     wanted = Asked(
         folder=Path(cast(str, training_args.output_dir)),
@@ -93,7 +100,7 @@ def main(arguments: list[str]) -> None:
     try:
         tokenizer = load_tokenizer(model_args, training_args.trust_remote_code)
         if model_args.from_scratch:
-            model = build_from_scratch(model_args, tokenizer)
+            model = build_from_scratch(model_args, tokenizer, training_args.trust_remote_code)
         else:
             model = cast(str, model_args.model_name_or_path)
             own = cast(dict, training_args.model_init_kwargs or {})
@@ -109,15 +116,18 @@ def main(arguments: list[str]) -> None:
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
         )
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except Exception as error:  # a damaged or hostile model makes the libraries raise anything
         if training_args.log_level == "debug":
             raise
-        fail(f"{error}\n(--log_level debug shows where this came from)")
+        is_expected = isinstance(error, (ValueError, TypeError, OSError, ImportError))
+        text = str(error) if is_expected else f"{type(error).__name__}: {error}"
+        text = text.partition("\nException raised from")[0]  # then torch lists its C++ functions
+        fail(f"{text}\n(--log_level debug shows where this came from)")
     trainer.recipe = wanted.recipe
     trainer.begin_with(start)
     try:
         trainer.train()
-    except (RowsError, TrackerError, ResumeError) as error:  # rows of a stream are read while it trains
+    except (RowsError, TrackerError, ResumeError, UnsafeWeights) as error:  # rows of a stream are read while it trains
         fail(error)
     except NonFiniteError as error:
         fail(error, FAILED)
@@ -137,7 +147,7 @@ def main(arguments: list[str]) -> None:
         fail(error, FAILED, from_any=True)
     if metrics is not None and trainer.is_world_process_zero():
         print_summary(metrics)
-    trainer.accelerator.print(f"Saved the model to {training_args.output_dir}")
+    trainer.accelerator.print(printable(hide(f"Saved the model to {training_args.output_dir}")))
     if training_args.push_to_hub:
         trainer.push_to_hub()
     finish_wandb()
@@ -178,10 +188,17 @@ def print_summary(metrics: dict[str, float]) -> None:
 def set_up_logging() -> None:
     """Show the package's messages on the main process and its warnings on all; transformers keeps its own handlers."""
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_PlainMessages())
     logger = logging.getLogger("orpo_trl")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if PartialState().is_main_process else logging.WARNING)
+
+
+class _PlainMessages(logging.Formatter):
+    """Messages alone, without what environment variables hold and what a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(hide(super().format(record)))
 
 
 def fail(problem: object, status: int = WRONG_INPUT, from_any: bool = False) -> NoReturn:
@@ -193,7 +210,7 @@ def fail(problem: object, status: int = WRONG_INPUT, from_any: bool = False) -> 
         from_any: any process may have the problem alone; else all have it, and the main one tells it.
     """
     if from_any or os.environ.get("RANK", "0") == "0":
-        print(f"run_orpo.py: {problem}", file=sys.stderr)
+        print(printable(hide(f"run_orpo.py: {problem}")), file=sys.stderr)
     sys.exit(status)
 
 

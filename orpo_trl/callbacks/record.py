@@ -16,8 +16,9 @@ from transformers import TrainerCallback
 from orpo_trl import run_folder
 from orpo_trl.callbacks.trackers import current_run_id
 from orpo_trl.config import ORPOConfig
+from orpo_trl.hidden import hide
 from orpo_trl.resume import OF_ONE_START
-from orpo_trl.upstream import full_shape
+from orpo_trl.upstream import full_shape, is_remote_code
 from orpo_trl.yaml_text import to_yaml, to_yaml_line
 
 PACKAGES = (
@@ -115,6 +116,7 @@ def describe_run(trainer, state) -> dict[str, Any]:
         "engine": trainer.accelerator.distributed_type.value.lower().replace("no", "none"),
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
         "layout": trainer.layout,
+        "remote_code": remote_code_of(trainer),
         "model": {"name": model.config.name_or_path or model.config.model_type, "parameters": _parameters(model)},
         **decides,
         "datasets": datasets,
@@ -133,6 +135,14 @@ def what_decides(trainer) -> dict[str, Any]:
         "datasets": {} if train is None else {"train": _describe_data(train)},
         "tokenizer": tokenizer_digest(trainer.text_tokenizer),
     }
+
+
+def remote_code_of(trainer) -> list[str]:
+    """What code from a model's folder or the Hub has made: `model` and `tokenizer`, with their names."""
+    model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.text_tokenizer
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parts = {"model": (model, model.config.name_or_path), "tokenizer": (tokenizer, tokenizer.name_or_path)}
+    return [f"{part} {hide(name or '')}".strip() for part, (made, name) in parts.items() if is_remote_code(made)]
 
 
 def settings_as_recipe(args: ORPOConfig, model_name: str) -> str:

@@ -21,6 +21,7 @@ from orpo_trl.pairs.rendering import render
 from orpo_trl.pairs.rows import REASONING_KEYS, ChatPair, RowError, row_to_pair
 from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.recipe.parse import build_settings, load_recipe
+from orpo_trl.weights import refuse_pickles
 
 # Rows to prepare without `--full`, chosen at random.
 SAMPLE = 2_000
@@ -136,9 +137,11 @@ def _as_dict(kwargs: dict | str | None) -> dict:
 
 def _load_config(recipe: RecipeResult, revision: str | None) -> PreTrainedConfig:
     name = model_name(recipe.model_args)
+    if not recipe.model_args.from_scratch:
+        refuse_pickles(name)
     try:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=recipe.training.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Failed(f"no config of `model_name_or_path: {name}`: {error}") from error
 
 

@@ -30,6 +30,7 @@ from orpo_trl.devices import Device, count_gpus, find_device, named_device
 from orpo_trl.flops import train_flops, training_time
 from orpo_trl.launch import DEEPSPEED, Launch, launch_command
 from orpo_trl.model import model_name
+from orpo_trl.plain_files import read_text
 
 GIB = 2**30
 # Random micro-batches that show the size of the largest one and the padding of padded ones.
@@ -169,7 +170,7 @@ def _strategy_of(own: dict[str, Any]) -> tuple[str, bool]:
         return deepspeed, True
     if not deepspeed:
         return "fsdp2" if own.get("fsdp") else "ddp", False
-    config = deepspeed if isinstance(deepspeed, dict) else json.loads(Path(deepspeed).read_text(encoding="utf-8"))
+    config = deepspeed if isinstance(deepspeed, dict) else json.loads(read_text(Path(deepspeed)))
     zero = config.get("zero_optimization", {})
     if zero.get("stage") not in (2, 3):
         return "ddp", False

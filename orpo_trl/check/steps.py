@@ -22,6 +22,7 @@ from orpo_trl.check.results import (
     Skipped,
 )
 from orpo_trl.devices import named_device
+from orpo_trl.hidden import hide
 from orpo_trl.launch import ENGINES
 
 
@@ -81,7 +82,7 @@ def run_checks(options: CheckOptions, say: Callable[[str], object]) -> bool:
             failed += sign == "✗"
             say(f"{number}. {step.title}: {sign}")
             for line in lines:
-                say(f"   {line}")
+                say(f"   {hide(line)}")
     say(f"{failed} of {len(STEPS)} steps failed." if failed else "Nothing to fix.")
     return not failed
 

@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from orpo_trl.importers.draft import ImportProblem
 from orpo_trl.paths import RECIPES
+from orpo_trl.plain_files import read_text
 from orpo_trl.yaml_text import from_yaml
 
 # Names under which the authors publish scripts whose settings are shipped.
@@ -40,7 +41,7 @@ def _recipe_in(text: str) -> str | None:
     """The shipped recipe whose model and dataset a script names."""
     words = set(re.split(r"[\s\"'=]+", text))
     for path in sorted(RECIPES.glob("*.yaml")):
-        settings = from_yaml(path.read_text(encoding="utf-8"))
+        settings = from_yaml(read_text(path))
         if {settings.get("model_name_or_path"), settings.get("dataset_name")} <= words:
             return path.stem
     return None

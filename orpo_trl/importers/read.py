@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from orpo_trl.importers.draft import ForeignConfig, ImportProblem
+from orpo_trl.plain_files import UnsafeFile
+from orpo_trl.plain_files import read_text as read_plain
 from orpo_trl.yaml_text import Yaml11Reader
 
 
@@ -13,10 +15,10 @@ def read_text(path: Path) -> str:
         ImportProblem: where the file is missing, a folder, or not UTF-8 text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return read_plain(path)
     except FileNotFoundError:
         raise ImportProblem(f"the config {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, UnsafeFile) as error:
         raise ImportProblem(f"the config {path} cannot be read: {error}") from error
 
 

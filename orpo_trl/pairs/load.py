@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset
 from datasets.exceptions import DatasetGenerationError
 
 from orpo_trl.config import DataArguments, DatasetSource, SettingsError
+from orpo_trl.hidden import hide
 from orpo_trl.pairs.broken_files import NO_ROW, fault_of, has_json, may_be_misread
 from orpo_trl.pairs.columns import MEDIA_COLUMNS, ROW_COLUMNS
 
@@ -150,6 +151,7 @@ def _load_source(entry: DatasetSource, streaming: bool) -> Rows:
         jsons = [file for file in files if file.suffix in (".json", ".jsonl") and not (streaming and _is_large(file))]
         _refuse_broken(path, split, jsons, read, mixed)
     dataset, unread = _choose_columns(dataset, entry, has)
+    path = hide(path)  # the origin of a row stands in reports, metrics and samples
     return _note_origin(dataset, path if split == "train" else f"{path}:{split}", ",".join(unread))
 
 

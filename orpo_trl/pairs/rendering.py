@@ -3,10 +3,8 @@
 import html
 import json
 import re
-import signal
-import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,9 +22,7 @@ from orpo_trl.pairs.remarks import (
     TOOLS,
 )
 from orpo_trl.pairs.rows import REASONING_KEYS, ChatPair, Messages, RowError
-
-# Seconds that a template may take for a pair. The longest conversations take milliseconds.
-TIME_LIMIT = 10.0
+from orpo_trl.pairs.template_limits import TemplateLimit, check_length, template_limits
 
 _MAX_QUOTE = 60
 # Thoughts inside the text of an answer, which some templates strip and others render anew.
@@ -57,38 +53,24 @@ class Rendering:
     is_empty: list[bool]
 
 
-class TemplateTimeout(ValueError):
-    """A chat template that does not end."""
-
-
-@contextmanager
-def _time_limit() -> Iterator[None]:
-    """End a template that loops for ever. Only the main thread of a process can be interrupted; others wait."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def stop(*_: Any) -> None:
-        raise TemplateTimeout(f"The chat template did not end within {TIME_LIMIT:g} seconds.")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-@_time_limit()
 def render(pair: ChatPair, tokenizer: PreTrainedTokenizerBase) -> Rendering:
     """Render a conversation with each of its responses, and look for every text of its turns in the result.
 
     Raises:
         RowError: where the template refuses the turns, or trips over them.
         ValueError: where there is no template, or it is no valid one.
-        TemplateTimeout: where this takes more than `TIME_LIMIT` seconds.
+        TemplateLimit: where this takes too much time or memory.
     """
+    try:
+        with template_limits():
+            return _render(pair, tokenizer)
+    except TemplateLimit as error:
+        begin = f"{tokenizer.chat_template!r:.60}"
+        name = tokenizer.name_or_path
+        raise TemplateLimit(f"The chat template of {name!r}, which begins with {begin}, {error}") from None
+
+
+def _render(pair: ChatPair, tokenizer: PreTrainedTokenizerBase) -> Rendering:
     responses = [pair.chosen] if pair.rejected is None else [pair.chosen, pair.rejected]
     prompt = _apply(tokenizer, pair.prompt, pair.options, add_generation_prompt=True)
     dialogues = [_apply(tokenizer, [*pair.prompt, *turns], pair.options) for turns in responses]
@@ -121,11 +103,18 @@ def _apply(tokenizer: PreTrainedTokenizerBase, messages: Messages, options: dict
             "file or to a tokenizer that has one."
         )
     from jinja2 import TemplateSyntaxError
+    from jinja2.exceptions import SecurityError
 
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **kwargs, **options))
-    except TemplateTimeout:
+        return check_length(str(tokenizer.apply_chat_template(messages, tokenize=False, **kwargs, **options)))
+    except (TemplateLimit, MemoryError):
         raise
+    except SecurityError as error:
+        raise TemplateLimit(f"asks for what Jinja's sandbox refuses: {error}") from error
+    except RecursionError as error:
+        raise TemplateLimit("calls itself without end.") from error
+    except OverflowError as error:
+        raise TemplateLimit(f"asks for too large a number: {error}") from error
     except TemplateSyntaxError as error:
         raise ValueError(f"The chat template is not valid Jinja: {error} (line {error.lineno})") from error
     except Exception as error:

@@ -94,7 +94,7 @@ def tokenize_rows(
 
     Raises:
         ValueError: where the tokenizer has no chat template for a conversation, or one that is no valid template.
-        TemplateTimeout: where the chat template does not end.
+        TemplateLimit: where the chat template does not end, or asks for too much memory.
     """
     names = list(batch)
     rows = [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]

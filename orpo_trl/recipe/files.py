@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from orpo_trl.paths import RECIPES, relative
+from orpo_trl.plain_files import UnsafeFile, read_text
 from orpo_trl.yaml_text import ValuePath, YamlReader, scalar
 
 _ENVIRONMENT = re.compile(r"\$\{(\w+)\}")
@@ -90,13 +91,21 @@ class Recipe:
 
     def without_secrets(self, text: str) -> str:
         """A message with the names of environment variables in place of their contents."""
+        for value, original in self.contents().items():
+            if len(value) > 3:
+                text = text.replace(value, original)
+        return text
+
+    def contents(self) -> dict[str, str]:
+        """What values with an environment variable in them have become, and the text that each was written as."""
+        found: dict[str, str] = {}
         for path, original in self.secrets.items():
             value: Any = self.settings
             for part in path:
                 value = value[part]
-            if isinstance(value, str) and len(value) > 3:
-                text = text.replace(value, original)
-        return text
+            if isinstance(value, str):
+                found[value] = original
+        return found
 
     def set(
         self,
@@ -234,7 +243,8 @@ def _parents(extends: Any, document: "_Document") -> list[str]:
 def read_value(text: str) -> Any:
     """A value of the command line: YAML's number, truth value, null, `[list]` or `{mapping}`, else the text itself."""
     if text[:1] in ("[", "{"):
-        reader = _RecipeReader()
+        # The shell has put in environment variables.
+        reader = YamlReader()
         value = reader.read(text)
         return text if reader.problems else value
     return scalar(text)
@@ -268,11 +278,11 @@ class _Document:
         self.secrets: dict[ValuePath, str] = {}
         whole = Place(str(path))
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path)
         except FileNotFoundError:
             problems.append(Problem(whole, _NOT_FOUND))
             return
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, UnsafeFile) as error:
             problems.append(Problem(whole, f"the recipe cannot be read: {error}"))
             return
         reader = _RecipeReader()

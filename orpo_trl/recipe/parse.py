@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_trl.config import DataArguments, ModelArguments, ORPOConfig, SettingsError, SettingsProblem
+from orpo_trl.hidden import hide_all, hide_contents
 from orpo_trl.launch import DEEPSPEED, resolve_deepspeed
 from orpo_trl.metrics import EVALUATION
 from orpo_trl.recipe.files import (
@@ -24,6 +25,9 @@ from orpo_trl.recipe.keys import OWNERS, Key, meant_by, recipe_keys, unknown_key
 _MODEL = "model_name_or_path"
 # Keys that name a file or folder, which may be a shipped one.
 _PATHS = (_MODEL, "tokenizer_name_or_path", "dataset_name", "chat_template_path", "deepspeed")
+
+# Keys whose values are sent to trackers as they are.
+_SENT = ("run_name", "project", "run_group", "run_tags")
 
 Settings = tuple[ModelArguments, DataArguments, ORPOConfig]
 
@@ -45,6 +49,7 @@ def load_recipe(arguments: list[str]) -> Recipe:
     recipe = read_recipe(find_recipe(arguments[0]))
     _override(recipe, arguments[1:])
     _check(recipe)
+    hide_contents(recipe.contents())
     return recipe
 
 
@@ -67,6 +72,9 @@ def build_settings(recipe: Recipe, with_engine: bool = True) -> Settings:
     for name in _PATHS:
         if isinstance(values.get(name), str):
             values[name] = str(shipped_path(values[name]) or values[name])
+    if ("output_dir",) in recipe.secrets and values.get("run_name") is None:
+        values["run_name"] = Path(recipe.secrets["output_dir",]).name  # its default is the folder's name
+    values |= {name: hide_all(values[name]) for name in _SENT if name in values}
     found += _deepspeed_problems(values.get("deepspeed"))
     values["deepspeed"] = resolve_deepspeed(values.get("deepspeed")) if with_engine and not found else None
     if not with_engine:

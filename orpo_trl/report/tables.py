@@ -131,6 +131,9 @@ def facts(run: Run) -> list[tuple[str, str]]:
         "seed": run.setting("seed"),
         "warm-up steps": run.setting("warmup_steps"),
     }
+    remote = record.get("remote_code")
+    if isinstance(remote, list) and remote:
+        found["remote code"] = f"was run: {', '.join(map(str, remote))} (trust_remote_code: true)"
     if git.get("revision"):
         found["git"] = f"{git['revision']}{', with uncommitted changes' if git.get('changed') else ''}"
     for name, dataset in _mapping(record.get("datasets")).items():

@@ -1,15 +1,19 @@
 """Files that the command `orpo-trl report` writes."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from orpo_trl.metrics import number
+from orpo_trl.plain_files import write_bytes, write_text
 from orpo_trl.report import draw
 from orpo_trl.report.page import render
 from orpo_trl.report.run import Run, read_runs
 
 PAGE = "report.html"
+# What a spreadsheet takes for the beginning of a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_report(
@@ -48,7 +52,7 @@ def write_pictures(runs: list[Run], folder: Path) -> list[Path]:
     paths = []
     for name in draw.drawable(runs):
         paths.append(folder / f"{name}.png")
-        paths[-1].write_bytes(draw.to_bytes(draw.draw(name, runs), "png"))
+        write_bytes(paths[-1], draw.to_bytes(draw.draw(name, runs), "png"))
     return paths
 
 
@@ -56,20 +60,23 @@ def write_table(runs: Sequence[Run], path: Path) -> None:
     """Write all metrics of all runs as CSV: a line for each log, a column for each metric."""
     metrics = sorted({name for run in runs for log in run.history for name in log} - {"step", "epoch"})
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", "step", "epoch", *metrics])
-        for run in runs:
-            for log in run.history:
-                writer.writerow([run.name, *(_cell(log.get(name)) for name in ("step", "epoch", *metrics))])
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(_cell(name) for name in ("run", "step", "epoch", *metrics))
+    for run in runs:
+        for log in run.history:
+            writer.writerow(_cell(value) for value in (run.name, *map(log.get, ("step", "epoch", *metrics))))
+    write_text(path, text.getvalue(), errors="backslashreplace")
 
 
 def _cell(value: object) -> object:
-    """Numbers are exact; those that are not finite are empty."""
+    """Numbers are exact; those that are not finite are empty. No text is a formula, which a spreadsheet would run."""
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        return f"'{value}"
     return "" if isinstance(value, float) and number(value) is None else value
 
 
 def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Half of a surrogate pair, which JSON may hold, has no bytes in UTF-8.
-    path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+    write_text(path, text, errors="backslashreplace")

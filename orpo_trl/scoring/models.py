@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from orpo_trl.config import ModelArguments
-from orpo_trl.model import load_tokenizer, model_init_kwargs, model_name, settle_tokenizer
+from orpo_trl.model import load_config, load_tokenizer, model_init_kwargs, model_name, naming, settle_tokenizer
+from orpo_trl.plain_files import read_text
 from orpo_trl.upstream import find_adapter_config_file, is_peft_available
+from orpo_trl.weights import UnsafeWeights, refuse_pickled_adapter, refuse_pickles
 
 
 def require_model(arguments: ModelArguments, trust_remote_code: bool = False) -> None:
@@ -20,12 +22,16 @@ def require_model(arguments: ModelArguments, trust_remote_code: bool = False) ->
     name = model_name(arguments)
     if name.startswith((".", "/")) and not Path(name).exists():
         raise ValueError(f"The model {name!r} does not exist (looked for {Path(name).resolve()}).")
+    refuse_pickles(name)
     try:
         adapter = _adapter_config_file(arguments)
         if adapter is not None:
-            name = json.loads(Path(adapter).read_text(encoding="utf-8"))["base_model_name_or_path"]
-        AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+            name = _base_of(Path(adapter))
+            refuse_pickles(name)
+        load_config(name, trust_remote_code=trust_remote_code)
+    except UnsafeWeights:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"The model {name!r} could not be loaded: {error}") from error
 
 
@@ -37,13 +43,19 @@ def load_model(arguments: ModelArguments, device: torch.device, trust_remote_cod
     Raises:
         ValueError, OSError: if the weights cannot be loaded.
     """
+    with naming("weights", model_name(arguments)):
+        return _load_model(arguments, device, trust_remote_code)
+
+
+def _load_model(arguments: ModelArguments, device: torch.device, trust_remote_code: bool) -> torch.nn.Module:
     options = {"dtype": arguments.dtype, "device_map": {"": device}, "trust_remote_code": trust_remote_code}
     if _adapter_config_file(arguments) is None:
         options = model_init_kwargs(arguments) | options
         return AutoModelForCausalLM.from_pretrained(model_name(arguments), **options).eval()
     from peft import AutoPeftModelForCausalLM
 
-    return AutoPeftModelForCausalLM.from_pretrained(model_name(arguments), **options).eval()
+    refuse_pickled_adapter(model_name(arguments))
+    return AutoPeftModelForCausalLM.from_pretrained(model_name(arguments), use_safetensors=True, **options).eval()
 
 
 def load_scoring_tokenizer(
@@ -63,6 +75,14 @@ def load_scoring_tokenizer(
         raise ValueError(f"{problem}\n{error}") from error
     settle_tokenizer(tokenizer, chat_template_path=chat_template_path, may_add_tokens=False)
     return tokenizer
+
+
+def _base_of(adapter_config: Path) -> str:
+    found = json.loads(read_text(adapter_config))
+    base = found.get("base_model_name_or_path") if isinstance(found, dict) else None
+    if not isinstance(base, str):
+        raise ValueError(f"{adapter_config}: expected the adapter's `base_model_name_or_path`, received {base!r:.60}")
+    return base
 
 
 def _adapter_config_file(arguments: ModelArguments) -> str | None:

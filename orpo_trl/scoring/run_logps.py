@@ -25,6 +25,8 @@ from orpo_trl.metrics import METRICS
 from orpo_trl.pairs.load import load_pairs
 from orpo_trl.pairs.prepare import pair_lengths, prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
+from orpo_trl.plain_files import replace_whole, write_text
+from orpo_trl.printable import printable
 from orpo_trl.scoring.logps import RECORD, prepare_model, score_pairs
 from orpo_trl.scoring.models import load_model, load_scoring_tokenizer, require_model
 
@@ -89,7 +91,7 @@ def run_logps(
     rows, _ = load_pairs(data_args, with_test=False)
     prepared, report = prepare_pairs(rows, encoder, PairRules(**rules), split, on_malformed, on_unrendered)
     pairs = cast(Dataset, prepared)  # as only `dataset_streaming` makes streams
-    print(report, file=sys.stderr)
+    print(printable(str(report)), file=sys.stderr)
     loaded = load_model(model_args, where, trust_remote_code)
     _check_fits(pairs, cast(PreTrainedModel, loaded).config.get_text_config())
     padding = cast(int, encoder.eos_token_id if encoder.pad_token_id is None else encoder.pad_token_id)
@@ -116,16 +118,10 @@ def json_lines(records: list[dict[str, Any]]) -> Iterator[str]:
 
 def write_records(records: list[dict[str, Any]], path: Path) -> None:
     """Write records to a .jsonl or .parquet file, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if path.suffix == ".parquet":
-            pq.write_table(pa.Table.from_pylist(records, RECORD), unfinished)
-        else:
-            with open(unfinished, "w", encoding="utf-8") as file:
-                file.writelines(json_lines(records))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    if path.suffix == ".parquet":
+        replace_whole(path, lambda file: pq.write_table(pa.Table.from_pylist(records, RECORD), file))
+    else:
+        write_text(path, "".join(json_lines(records)))
 
 
 def summary(records: list[dict[str, Any]]) -> str:
@@ -148,7 +144,7 @@ def summary(records: list[dict[str, Any]]) -> str:
 def _check_output(path: Path) -> None:
     if path.suffix not in FORMATS:
         raise ValueError(f"--output: expected a file ending in {' or '.join(FORMATS)}, received {path}")
-    if path.exists():
+    if os.path.lexists(path):
         raise ValueError(f"--output: {path} exists already")
     if not path.parent.is_dir():
         raise ValueError(f"--output: the folder {path.parent} does not exist")

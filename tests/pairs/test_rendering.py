@@ -8,9 +8,9 @@ import pytest
 import trl
 from datasets import Dataset, IterableDataset
 
-from orpo_trl.pairs import rendering
+from orpo_trl.pairs import template_limits
 from orpo_trl.pairs.prepare import UnrenderedRowsError, prepare_pairs
-from orpo_trl.pairs.rendering import EARLIER_THOUGHTS, TemplateTimeout, render
+from orpo_trl.pairs.rendering import EARLIER_THOUGHTS, render
 from orpo_trl.pairs.rows import ChatPair, RowError
 from orpo_trl.pairs.tokenize import EMPTY_CHOSEN, PairRules
 
@@ -180,10 +180,10 @@ def test_template_that_is_no_jinja_is_named(tokenizer):
 
 
 def test_template_that_never_ends_is_stopped(tokenizer, monkeypatch):
-    monkeypatch.setattr(rendering, "TIME_LIMIT", 0.3)
+    monkeypatch.setattr(template_limits, "TIME_LIMIT", 0.3)
     forever = "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a %}{% endfor %}{% endfor %}"
     start = time.monotonic()
-    with pytest.raises(TemplateTimeout, match="did not end"):
+    with pytest.raises(template_limits.TemplateLimit, match="did not end"):
         prepare(tokenizer, [row(answer("Moo."), answer("No."))], forever)
     assert time.monotonic() - start < 10
 

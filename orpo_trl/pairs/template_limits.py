@@ -1,0 +1,95 @@
+"""Limits of a chat template: it is a program of somebody else, and may never end or ask for any amount of memory.
+
+transformers runs templates in Jinja's sandbox, which keeps them from code and files, but not from `'a' * 10**10`.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+# Seconds that a template may take for a pair. The longest conversations take milliseconds.
+TIME_LIMIT = 10.0
+# Bytes that a process may grow by while a template runs. Other threads may need memory at the same time.
+MEMORY_LIMIT = 1 << 30
+# Characters of a rendered conversation: some million tokens.
+MAX_RENDERED = 10_000_000
+
+_STATUS = Path("/proc/self/statm")
+
+
+class TemplateLimit(ValueError):
+    """A chat template that does not end, or asks for memory without bound; the text is what it does."""
+
+
+@contextmanager
+def template_limits() -> Iterator[None]:
+    """Inside, a template is ended when it takes too much time or memory.
+
+    Only the main thread of a process can be interrupted, so that in others there are no limits. Linux alone limits
+    memory.
+
+    Raises:
+        TemplateLimit: where the template has reached a limit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        with _time_limit(), _memory_limit():
+            yield
+    except MemoryError:
+        gigabytes = MEMORY_LIMIT / (1 << 30)
+        raise TemplateLimit(f"asks for more than {gigabytes:g} GiB of memory.") from None
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TemplateLimit(f"did not end within {TIME_LIMIT:g} seconds.")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def _memory_limit() -> Iterator[None]:
+    """A limit on addresses that are in use, which Python answers with a MemoryError."""
+    if resource is None or not _STATUS.exists():
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(_STATUS.read_text().split()[0]) * resource.getpagesize()
+    allowed = [used + MEMORY_LIMIT, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_AS, (min(allowed), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def check_length(rendered: str) -> str:
+    """A rendered conversation.
+
+    Raises:
+        TemplateLimit: where it is too long for any tokenizer.
+    """
+    if len(rendered) > MAX_RENDERED:
+        raise TemplateLimit(f"renders {len(rendered):,} characters for a pair; expected at most {MAX_RENDERED:,}.")
+    return rendered
