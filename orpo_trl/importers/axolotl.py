@@ -91,7 +91,7 @@ _DROPPED = {
     "relora": "there is no ReLoRA",
     "unfrozen_parameters": "all weights are trained, or those of LoRA",
     "hf_use_auth_token": "run `hf auth login`",
-    "auto_resume_from_checkpoints": "`resume_from_checkpoint: true` goes on from the latest",
+    "auto_resume_from_checkpoints": "`resume: auto` goes on from the latest",
     "rpo_alpha": "ORPO has no such term",
     "plugins": "axolotl's plugins do not run here",
     "cosine_min_lr_ratio": "`lr_scheduler_type: cosine_with_min_lr` with `lr_scheduler_kwargs: {min_lr_rate: …}`",

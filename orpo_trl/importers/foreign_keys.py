@@ -33,7 +33,7 @@ REFUSED = {
 # Keys without an equal, which every tool here passes on to transformers or TRL.
 DROPPED = {
     **REFUSED,
-    "overwrite_output_dir": "checkpoints in the folder stay, and training starts from the beginning unless resumed",
+    "overwrite_output_dir": "it belongs to one start: give `--overwrite_output_dir` on the command line",
     "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
     "save_safetensors": "weights are always saved as safetensors",
     "include_tokens_per_second": "the log has `num_tokens`",
