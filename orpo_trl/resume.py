@@ -185,6 +185,24 @@ def claim_on_all(asked: Asked) -> tuple[Start, RunLock | None]:
     return start, lock
 
 
+def by_hand(asked: Asked) -> Start:
+    """The start of a trainer in Python that is given a checkpoint: what has changed is named, and nothing is refused.
+
+    Raises:
+        ResumeError: where there is no such checkpoint, or it is not whole.
+    """
+    found = checkpoints.checkpoints_of(asked.folder)
+    chosen = _asked_checkpoint(asked, found)
+    record = run_folder.read_record(asked.folder)
+    if Path(chosen).resolve().parent != asked.folder.resolve() or "id" not in record:
+        return Start(checkpoint=chosen)
+    changes = tuple(_changes(asked.folder, record, asked))
+    for change in changes:
+        if not change.is_silent:
+            logger.warning("Changed: %s", change)
+    return Start(record["id"], record, chosen, changes, is_anyway=True)
+
+
 def decide(asked: Asked) -> tuple[Start, str]:
     """What the start does, and a sentence about a run that must be set aside first; that is empty where there is none.
 

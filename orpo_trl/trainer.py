@@ -224,7 +224,10 @@ class ORPOTrainer(TokenBudgetMixin, GuardMixin, SavingMixin, upstream.HookedSFTT
                 self.run_folder, self.recipe, self.args.resume, resume_from_checkpoint, self.args.resume_anyway,
                 self.args.overwrite_output_dir, self.accelerator.num_processes,
             )  # fmt: skip
-            self._next_start, lock = resume.claim_on_all(wanted)
+            if self.args.resume is None:
+                self._next_start = resume.by_hand(wanted)
+            else:
+                self._next_start, lock = resume.claim_on_all(wanted)
         self.start, self._next_start = self._next_start or Start(), None
         try:
             if self.start.is_continued or self.start.checkpoint:

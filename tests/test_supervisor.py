@@ -123,7 +123,7 @@ def test_other_number_of_processes_than_asked_for_is_refused(name, asked, monkey
 
 @pytest.mark.slow
 def test_accelerate_that_starts_one_process_in_place_of_two_is_refused(tmp_path):
-    """Known failure 43: on a CPU, accelerate starts several processes under some configs only, and says nothing."""
+    """On a CPU, accelerate starts several processes under some configs only, and says nothing."""
     done = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", str(SCRIPT),
          "recipes/quickstart.yaml", *QUIET, "--output_dir", str(tmp_path)],

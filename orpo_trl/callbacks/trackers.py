@@ -1,5 +1,6 @@
 """wandb and TensorBoard with the settings of a run, on top of the integrations of transformers."""
 
+import logging
 import os
 import sys
 import tempfile
@@ -13,6 +14,8 @@ from orpo_trl import run_folder
 from orpo_trl.metrics import EVALUATION
 from orpo_trl.upstream import event_writer, get_comet_experiment_url, get_trackio_space_url, sends_checkpoints
 from orpo_trl.yaml_text import from_yaml
+
+logger = logging.getLogger(__name__)
 
 # By wandb run: names and steps of the tables that an earlier start has sent.
 _sent_tables: dict[str, set[tuple[str, int]]] = {}
@@ -44,26 +47,33 @@ class WandbRun(WandbCallback):
 
     def setup(self, args, state, model, **kwargs):
         import wandb
-        from wandb.errors import UsageError
+        from wandb.errors import CommError, UsageError
 
         if state.is_world_process_zero and wandb.run is None:
             if not sends_checkpoints(self):
                 # Where tables wait to be sent. By default in the user's home, whose name the run's file would hold.
                 os.environ.setdefault("WANDB_DATA_DIR", tempfile.mkdtemp(prefix="wandb-"))
+            settings = {
+                "project": os.environ.get("WANDB_PROJECT", args.project),
+                "name": state.trial_name or args.run_name,  # of a search for hyper-parameters
+                "group": args.run_group,
+                "tags": args.run_tags,
+                "id": self._earlier_run(state),
+                "resume": "allow",
+                # These would send the name of the user and of the machine, and the command line.
+                "settings": wandb.Settings(x_disable_meta=True, x_disable_machine_info=True, disable_git=True),
+            }
             try:
-                wandb.init(
-                    project=os.environ.get("WANDB_PROJECT", args.project),
-                    name=state.trial_name or args.run_name,  # of a search for hyper-parameters
-                    group=args.run_group,
-                    tags=args.run_tags,
-                    mode=args.wandb_mode,
-                    id=self._earlier_run(state),
-                    resume="allow",
-                    # These would send the name of the user and of the machine, and the command line.
-                    settings=wandb.Settings(x_disable_meta=True, x_disable_machine_info=True, disable_git=True),
-                )
+                wandb.init(mode=args.wandb_mode, **settings)
             except UsageError as error:
                 raise TrackerError(f"`report_to: wandb`: {error} Or set `wandb_mode: offline`.") from error
+            except CommError as error:
+                run = wandb.init(mode="offline", **settings)
+                logger.warning(
+                    "wandb cannot be reached, so this run is logged offline: `wandb sync %s` sends it later. (%s)",
+                    os.path.dirname(run.dir),
+                    " ".join(str(error).split())[:200],
+                )
         super().setup(args, state, model, **kwargs)
         if state.is_world_process_zero:
             wandb.config.update({"recipe": from_yaml(self.trainer.recipe)}, allow_val_change=True)

@@ -3,6 +3,9 @@
 import json
 import math
 import os
+import socket
+import struct
+import threading
 
 import pytest
 import wandb
@@ -155,3 +158,30 @@ def test_tracker_that_is_not_installed_is_named(tokenizer, tmp_path, monkeypatch
     monkeypatch.setitem(trainer_checks._TRACKERS, "trackio", lambda: False)
     with pytest.raises(ImportError, match=r"`report_to: trackio` needs the package trackio: pip install"):
         run(tokenizer, tmp_path / "out", report_to=["trackio"])
+
+
+@pytest.mark.slow
+def test_a_run_trains_offline_where_wandb_resets_the_connection(tokenizer, tmp_path, home, monkeypatch, caplog):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+        def reset():
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:  # closed at the end of the test
+                    return
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.close()
+
+        threading.Thread(target=reset, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        monkeypatch.setenv("WANDB_INIT_TIMEOUT", "10")
+        trainer = run(tokenizer, tmp_path / "out", wandb_mode="online")
+    assert trainer.state.global_step == 4
+    assert "wandb cannot be reached, so this run is logged offline: `wandb sync" in caplog.text
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    assert {entry["train/global_step"] for entry in read_offline_run(folder)["history"]} >= {1, 2, 3, 4}
