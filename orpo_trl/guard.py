@@ -96,6 +96,18 @@ class GuardMixin(HookedSFTTrainer):
     def begin_run(self, is_trial):
         super().begin_run(is_trial)
         self.guard = StepGuard()
+        self._is_trial = is_trial
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        except NonFiniteError as error:
+            self.is_in_train = False
+            if not self._is_trial:
+                raise
+            # A search goes on; its trials with too high a learning rate have no result, and none is the best.
+            logger.warning("This trial has no result. %s", error)
+            self.objective: Any = math.nan
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         self.guard.passes = []

@@ -432,7 +432,7 @@ class ORPOTrainer(TokenBudgetMixin, GuardMixin, SavingMixin, upstream.HookedSFTT
             units, pairs, parts = num_items_in_batch.clamp(min=1)
             # DDP, FSDP and DeepSpeed average the gradients of the ranks, and the totals are over all of them.
             scale = self.accelerator.num_processes
-        loss = orpo_loss(nll, odds_ratio, self.args.beta, units, pairs)
+        loss: Any = orpo_loss(nll, odds_ratio, self.args.beta, units, pairs)
         if self.aux_loss_enabled:
             # A mean over micro-batches. One without rows has only a padding token, so it does not count.
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss * inputs["num_micro_batches"] / parts

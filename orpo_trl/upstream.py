@@ -686,12 +686,10 @@ class HookedSFTTrainer(SFTTrainer):
         # Under FSDP2 it is a sum that the ranks have not added up yet.
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         norm = float(norm)  # waits for the device, once a step: it is the number that the Trainer logs
-        if not isinstance(self.optimizer, DeepSpeedOptimizerWrapper):
-            self.optimizer._is_overflow = False
-            if not self.may_step(norm):
-                skip_next_step(self.optimizer)
-        else:
-            self.may_step(norm)
+        optimizer: Any = self.optimizer
+        optimizer._is_overflow = False
+        if not self.may_step(norm):
+            skip_next_step(optimizer)
         return norm
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from typing import Any
 
 import pytest
@@ -192,3 +193,11 @@ def test_a_search_without_model_init_is_refused(tokenizer, tmp_path, monkeypatch
     stand_in(monkeypatch, [])
     with pytest.raises(RuntimeError, match="model_init"):
         make_trainer(tokenizer, tmp_path, tiny_model()).hyperparameter_search(space("beta"))
+
+
+def test_trial_that_is_not_finite_has_no_result_and_the_search_goes_on(tokenizer, tmp_path, monkeypatch):
+    study = stand_in(monkeypatch, [{"learning_rate": 0.01}, {"learning_rate": 1.0}, {"learning_rate": 0.02}])
+    rates = lambda trial: {"learning_rate": 1e5 if trial.suggest_float("learning_rate", 0.0, 1.0) == 1 else 0.01}  # noqa: E731
+    trainer = make_trainer(tokenizer, tmp_path, model_init=tiny, max_steps=6)
+    trainer.hyperparameter_search(rates, n_trials=3)
+    assert [math.isnan(result) for result in study.results] == [False, True, False]
