@@ -68,6 +68,11 @@ def reported() -> Iterator[None]:
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else exit_codes.FAILED if ended.code else exit_codes.DONE
         raise
+    except Exception:
+        if not processes.another_has_failed():
+            raise
+        # It waited for the other one, whose message is there. A traceback of every rank would hide it.
+        sys.exit(status)
     finally:
         if _this.reporter is not None:
             _this.reporter.end(status)

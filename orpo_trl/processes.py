@@ -119,6 +119,13 @@ def read_reports(folder: Path) -> list[Report]:
     return sorted((Report(**json.loads(path.read_text())) for path in folder.glob("*.json")), key=lambda r: r.rank)
 
 
+def another_has_failed() -> bool:
+    """Whether another rank of this machine has told that it failed."""
+    folder = os.environ.get(REPORTS)
+    reports = read_reports(Path(folder)) if folder else []
+    return any(report.status for report in reports if report.rank != rank())
+
+
 def read_step(folder: Path) -> int | None:
     """The optimiser step that the ranks of this machine are at, from 1; None before the first."""
     steps = [int(text) for path in folder.glob("*.step") if (text := path.read_text().strip())]
