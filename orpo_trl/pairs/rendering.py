@@ -62,7 +62,7 @@ def render(pair: ChatPair, tokenizer: PreTrainedTokenizerBase) -> Rendering:
         TemplateLimit: where this takes too much time or memory.
     """
     try:
-        with template_limits():
+        with template_limits(str(tokenizer.chat_template)):
             return _render(pair, tokenizer)
     except TemplateLimit as error:
         begin = f"{tokenizer.chat_template!r:.60}"

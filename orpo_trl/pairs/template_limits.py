@@ -5,6 +5,7 @@ transformers runs templates in Jinja's sandbox, which keeps them from code and f
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,21 +18,29 @@ except ImportError:  # Windows
 
 # Seconds that a template may take for a pair. The longest conversations take milliseconds.
 TIME_LIMIT = 10.0
+# CPU seconds of a pair that count as slow, and of all slow pairs together that a template may take.
+SLOW, SLOW_LIMIT = 0.5, 60.0
 # Bytes that a process may grow by while a template runs. Other threads may need memory at the same time.
 MEMORY_LIMIT = 1 << 30
 # Characters of a rendered conversation: some million tokens.
 MAX_RENDERED = 10_000_000
 
 _STATUS = Path("/proc/self/statm")
+# CPU seconds of the slow pairs of each template, in this process.
+_spent: dict[str, float] = {}
 
 
 class TemplateLimit(ValueError):
     """A chat template that does not end, or asks for memory without bound; the text is what it does."""
 
 
+class _TimeIsUp(BaseException):
+    """No `Exception`: Jinja catches all of these where it computes constants, and then begins anew."""
+
+
 @contextmanager
-def template_limits() -> Iterator[None]:
-    """Inside, a template is ended when it takes too much time or memory.
+def template_limits(template: str) -> Iterator[None]:
+    """Inside, a template is ended when it takes too much time or memory for a pair, or is slow for many.
 
     Only the main thread of a process can be interrupted, so that in others there are no limits. Linux alone limits
     memory.
@@ -42,12 +51,25 @@ def template_limits() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    start = time.thread_time()
     try:
         with _time_limit(), _memory_limit():
             yield
+    except _TimeIsUp:
+        raise TemplateLimit(f"did not end within {TIME_LIMIT:g} seconds.") from None
     except MemoryError:
         gigabytes = MEMORY_LIMIT / (1 << 30)
         raise TemplateLimit(f"asks for more than {gigabytes:g} GiB of memory.") from None
+    finally:
+        _count(template, time.thread_time() - start)
+
+
+def _count(template: str, seconds: float) -> None:
+    if seconds < SLOW:
+        return
+    _spent[template] = _spent.get(template, 0.0) + seconds
+    if _spent[template] > SLOW_LIMIT:
+        raise TemplateLimit(f"took {_spent.pop(template):.0f} s for a few pairs.")
 
 
 @contextmanager
@@ -57,15 +79,18 @@ def _time_limit() -> Iterator[None]:
         return
 
     def stop(*_: Any) -> None:
-        raise TemplateLimit(f"did not end within {TIME_LIMIT:g} seconds.")
+        raise _TimeIsUp
 
+    start = time.monotonic()
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if left:  # somebody else's alarm
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - start), 0.001), interval)
 
 
 @contextmanager
