@@ -32,6 +32,7 @@ from transformers import TrainerCallback
 from orpo_trl import run_folder
 from orpo_trl.config import ORPOConfig
 from orpo_trl.losses import response_sums
+from orpo_trl.metrics import METRICS
 from orpo_trl.upstream import HookedSFTTrainer, get_last_checkpoint, local_part, loss_scale, step_was_taken
 
 logger = logging.getLogger(__name__)
@@ -186,7 +187,7 @@ class GuardMixin(HookedSFTTrainer):
         worst = "; ".join(_in_words(row) for row in rows[:NAMED])
         has_loss = rows and all(row["is_finite"] for row in rows)
         return (
-            f"Step {step}: the {'gradient norm' if has_loss else 'loss'} is not finite. The step is not taken "
+            f"Step {step}: the {METRICS['grad_norm'].label if has_loss else 'loss'} is not finite. The step is not taken "
             f"({self.guard.bad_in_a_row} in a row, the run stops at {self.args.max_nonfinite_steps}). "
             + (f"Worst of its {len(rows)} rows: {worst}. " if rows else "")
             + f"All are in {self.run_folder / run_folder.TROUBLE}."

@@ -116,6 +116,7 @@ with interruptions.reported():
 
 def listener(*arguments, ignored=(), **environment):
     def ignore():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's job in the background has it ignored
         for number in ignored:
             signal.signal(number, signal.SIG_IGN)
 

@@ -39,7 +39,7 @@ sys.exit(Supervisor(["accelerate", *sys.argv[1:]], ["orpo-trl", "train", "my rec
 def supervise(*ranks: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, *ranks], env=TRAIN_ENVIRONMENT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

@@ -38,6 +38,8 @@ class Run:
         self.process = subprocess.Popen(
             [*start, *QUIET, "--output_dir", str(output), *arguments],
             cwd=REPOSITORY, env=TRAIN_ENVIRONMENT, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
+            # A shell's job in the background has it ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def ranks(self) -> list[psutil.Process]:
