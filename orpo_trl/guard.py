@@ -186,9 +186,10 @@ class GuardMixin(HookedSFTTrainer):
     def _about_step(self, step: int, rows: list[dict[str, Any]]) -> str:
         worst = "; ".join(_in_words(row) for row in rows[:NAMED])
         has_loss = rows and all(row["is_finite"] for row in rows)
+        what = METRICS["grad_norm"].label if has_loss else "loss"
         return (
-            f"Step {step}: the {METRICS['grad_norm'].label if has_loss else 'loss'} is not finite. The step is not taken "
-            f"({self.guard.bad_in_a_row} in a row, the run stops at {self.args.max_nonfinite_steps}). "
+            f"Step {step}: the {what} is not finite. The step is not taken ({self.guard.bad_in_a_row} in a row, "
+            f"the run stops at {self.args.max_nonfinite_steps}). "
             + (f"Worst of its {len(rows)} rows: {worst}. " if rows else "")
             + f"All are in {self.run_folder / run_folder.TROUBLE}."
         )
