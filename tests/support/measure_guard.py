@@ -2,9 +2,9 @@
 
     python tests/support/measure_guard.py --pairs 20
 
-All rows are the same, so that all steps are. On an accelerator it is the time on the clock, and the device is waited for
-at the end of a block alone, so that what the guard's look at the norm costs is seen. On a CPU it is the process's own
-time, which other processes disturb less. Not a test itself.
+All rows are the same, so that all steps are. On an accelerator it is the time on the clock, and the device is waited
+for at the end of a block alone, so that what the guard's look at the norm costs is seen. On a CPU it is the process's
+own time, which other processes disturb less. Not a test itself.
 """
 
 import argparse
