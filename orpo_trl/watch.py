@@ -21,7 +21,7 @@ import psutil
 from orpo_trl import processes
 
 # Seconds of silence after which a process or a machine is lost.
-SILENCE = 45
+SILENCE = 40
 _TICK = 1.0
 _BEAT = 3.0
 _KEY = "orpo_trl"
