@@ -59,8 +59,11 @@ class Supervisor:
             self._reach_main_machine()
             self._watch.start()
             return self._conclude(self._launch())
+        except ConnectionError as error:
+            _say(f"orpo-trl train: {error}")
+            return exit_codes.FAILED
         finally:
-            self._watch.end()
+            self._watch.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
             shutil.rmtree(self._folder, ignore_errors=True)

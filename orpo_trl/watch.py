@@ -21,7 +21,7 @@ import psutil
 from orpo_trl import processes
 
 # Seconds of silence after which a process or a machine is lost.
-SILENCE = 45
+SILENCE = 40
 _TICK = 1.0
 _BEAT = 3.0
 _KEY = "orpo_trl"
@@ -70,7 +70,13 @@ class Watch(threading.Thread):
                 self._lose(lost)
 
     def end(self) -> None:
+        """Look no longer. `tell` can still be called."""
         self._ended.set()
+
+    def close(self) -> None:
+        self._ended.set()
+        if self._others is not None:
+            self._others.ended.set()
 
     def tell(self, text: str) -> None:
         """Let the other machines know why the run has ended here."""
@@ -102,6 +108,7 @@ class _Others:
     """The other machines, by their beats in the store of machine 0."""
 
     machines: Machines
+    ended: threading.Event = field(default_factory=threading.Event)
     _known: dict[int, _Machine] = field(default_factory=dict)
     _rounds: int = 0
     _reason: str | None = None
@@ -139,13 +146,13 @@ class _Others:
 
     def _beat(self) -> None:
         store: Any = None
-        while True:
+        while not self.ended.is_set():
             try:
                 store = store or self._connect()
                 self._round(store)
             except Exception:  # torch's own kinds of error; the count of rounds tells
                 store = None
-            time.sleep(_BEAT)
+            self.ended.wait(_BEAT)
 
     def _connect(self) -> Any:
         from torch.distributed import TCPStore

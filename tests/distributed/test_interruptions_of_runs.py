@@ -82,7 +82,7 @@ def test_stopped_rank_ends_the_run_within_a_minute_and_is_named(tmp_path):
     assert run.wait(60) == 1
     assert_gone(ranks, 5)
     assert f"(process {ranks[1].pid} on " in run.log()
-    assert "has been stopped (SIGSTOP) for 45 seconds." in run.log()
+    assert "has been stopped (SIGSTOP) for 40 seconds." in run.log()
 
 
 def test_ranks_end_with_their_launcher(tmp_path):
