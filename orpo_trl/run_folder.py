@@ -8,7 +8,7 @@ from typing import Any
 
 from orpo_trl.hidden import hide_all
 from orpo_trl.metrics import number
-from orpo_trl.plain_files import MAX_RECORDS, UnsafeFile, appending, read_text, write_text
+from orpo_trl.plain_files import MAX_RECORDS, MAX_SETTINGS, UnsafeFile, appending, read_text, write_text
 from orpo_trl.yaml_text import YamlReader, to_yaml
 
 # The recipe with its parents and overrides in one file; it is a recipe again.
@@ -177,7 +177,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def _read_recipe(path: Path) -> tuple[dict[str, Any], str]:
     """Without the parents that a recipe of somebody else may name, and with environment variables by name."""
-    text = _text(path, errors="replace")
+    text = _text(path, MAX_SETTINGS, errors="replace")
     if text is None:
         return {}, ""
     recipe = YamlReader().read(text)
@@ -210,8 +210,8 @@ def _read_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def _text(path: Path, errors: str = "strict") -> str | None:
-    """The text of a file of a run; None where there is none.
+def _text(path: Path, most: int = MAX_RECORDS, errors: str = "strict") -> str | None:
+    """The text of a file of a run, of at most so many bytes; None where there is none.
 
     A link to a file outside of the folder is refused: a report would show to others what only its maker may read.
 
@@ -224,6 +224,6 @@ def _text(path: Path, errors: str = "strict") -> str | None:
     if path.is_symlink() and not target.is_relative_to(path.parent.resolve()):
         raise UnsafeFile(f"{path}: this is a link to {target}, outside of the run's folder; it is not read")
     try:
-        return read_text(path, MAX_RECORDS, errors)
+        return read_text(path, most, errors)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected JSON, received: {error}") from error

@@ -142,7 +142,9 @@ def _load_source(entry: DatasetSource, streaming: bool) -> Rows:
         if isinstance(dataset, Dataset) and any(file.suffix in (".json", ".jsonl") for file in files):
             dataset.data.validate(full=True)  # its reader takes any bytes for text
         mixed = {name: dataset.features[name] for name in read if has_json((dataset.features or {}).get(name))}
-    except (ValueError, KeyError, StopIteration, TypeError, RecursionError, DatasetGenerationError) as error:
+    except (
+        ValueError, KeyError, StopIteration, TypeError, RuntimeError, DatasetGenerationError
+    ) as error:  # fmt: skip
         _refuse_broken(path, split, files, None)
         reason = error.__cause__ or error
         reason = NO_ROW if isinstance(reason, StopIteration) else reason
@@ -163,6 +165,8 @@ def _data_files(path: str, local: Path, options: dict[str, Any]) -> list[Path]:
         return []
     try:
         found = datasets.load_dataset_builder(str(local), **options).config.data_files or {}
+    except RuntimeError as error:  # a loading script, which `datasets` does not run
+        raise ValueError(f"The folder {path!r} is not read: {error}") from error
     except FileNotFoundError as error:
         raise ValueError(
             f"The folder {path!r} has no data that could be loaded: {error}. Expected files ending in "

@@ -18,6 +18,7 @@ from orpo_trl.cli import main
 from support.small import REPOSITORY
 
 QUICKSTART_MODEL = REPOSITORY / "recipes" / "quickstart" / "model"
+DATA = REPOSITORY / "recipes" / "quickstart" / "data"
 SCRIPT = REPOSITORY / "scripts" / "run_orpo.py"
 # Seconds after which a command counts as hanging.
 PATIENCE = 60
