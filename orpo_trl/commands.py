@@ -86,14 +86,9 @@ class RecipesGroup(_Group):
             )
         if found or cmd_name not in _shipped_names():
             return found
-<<<<<<< HEAD
         return _Command(
             cmd_name, callback=lambda: _print_file(RECIPES / f"{cmd_name}.yaml"), help=f"Print the recipe {cmd_name}."
         )
-=======
-        path = RECIPES / f"{cmd_name}.yaml"
-        return _Command(cmd_name, callback=lambda: _print_file(path), help=f"Print the recipe {cmd_name}.")
->>>>>>> signals
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
