@@ -15,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from orpo_trl import run_folder
 from orpo_trl.hidden import hide
 from orpo_trl.metrics import held_out_table
-from orpo_trl.plain_files import replace_whole, write_text
+from orpo_trl.plain_files import MAX_SETTINGS, check_readable, replace_whole, write_text
 from orpo_trl.printable import printable
 from orpo_trl.report.run import Run, read_run
 
@@ -165,6 +165,7 @@ def _license(base_model: str) -> dict[str, str]:
     if not base_model or not isinstance(path, (str, Path)) or not Path(path).is_file():
         return {}
     try:
+        check_readable(Path(path), MAX_SETTINGS)
         data = ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
     except (ValueError, OSError, yaml.YAMLError):
         return {}

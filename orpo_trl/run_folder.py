@@ -185,7 +185,8 @@ def _read_recipe(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _trainer_history(folder: Path) -> list[dict[str, Any]]:
-    states = [_read_object(path) for path in (*folder.glob(f"checkpoint-*/{TRAINER_STATE}"), folder / TRAINER_STATE)]
+    own = [path for path in folder.glob(f"checkpoint-*/{TRAINER_STATE}") if not path.parent.is_symlink()]
+    states = [_read_object(path) for path in (*own, folder / TRAINER_STATE)]
     states = [state for state in states if isinstance(state.get("log_history"), list)]
     if not states:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"

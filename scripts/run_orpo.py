@@ -24,6 +24,7 @@ if __name__ == "__main__":
 
 from accelerate import PartialState
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from transformers import PreTrainedModel, set_seed
 from trl import get_peft_config, get_quantization_config
@@ -178,7 +179,7 @@ def final_evaluation(trainer: ORPOTrainer) -> dict[str, float]:
 
 def print_summary(metrics: dict[str, float]) -> None:
     for prefix in evaluation_prefixes(metrics):
-        table = Table("metric", title=f"Held-out pairs ({prefix.removesuffix('_')})")
+        table = Table("metric", title=escape(printable(f"Held-out pairs ({prefix.removesuffix('_')})")))
         table.add_column("value", justify="right")
         for row in held_out_table(metrics, prefix):
             table.add_row(*row)

@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 from transformers import ProgressCallback
 
 from orpo_trl.metrics import METRICS, evaluation_label, prefixes
+from orpo_trl.printable import printable
 from orpo_trl.upstream import has_length
 
 # Lines between two headers.
@@ -55,12 +56,12 @@ class TerminalProgress(ProgressCallback):
         found = prefixes(logs)
         if not found:
             others = ", ".join(f"{name} {value}" for name, value in logs.items() if name != "epoch")
-            tqdm.write(f"step {state.global_step:,}: {others}")
+            tqdm.write(printable(f"step {state.global_step:,}: {others}"))
         for prefix in found:
             if self._lines % LINES_PER_HEADER == 0:
                 tqdm.write(_header())
             self._lines += 1
-            tqdm.write(self._line(state, prefix, logs))
+            tqdm.write(printable(self._line(state, prefix, logs)))
             if not prefix and self.training_bar is not None:
                 self.training_bar.set_postfix(
                     {METRICS[name].title: format(logs[name], METRICS[name].format) for name in _IN_BAR if name in logs}

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
 from orpo_trl.attention import why_not_exact
 from orpo_trl.check.results import CheckOptions, DataResult, Failed, ModelResult, RecipeResult, Skipped
 from orpo_trl.check.scored_tokens import show_pair
-from orpo_trl.model import load_tokenizer, model_init_kwargs, model_name, settle_tokenizer
+from orpo_trl.model import load_config, load_tokenizer, model_init_kwargs, model_name, settle_tokenizer
 from orpo_trl.pairs.preparation import PreparationReport
 from orpo_trl.pairs.prepare import UNRENDERED_ADVICE, pair_lengths, prepare_pairs
 from orpo_trl.pairs.rendering import render
@@ -140,7 +140,7 @@ def _load_config(recipe: RecipeResult, revision: str | None) -> PreTrainedConfig
     if not recipe.model_args.from_scratch:
         refuse_pickles(name)
     try:
-        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=recipe.training.trust_remote_code)
+        return load_config(name, revision, recipe.training.trust_remote_code)
     except (OSError, ValueError, RecursionError) as error:
         raise Failed(f"no config of `model_name_or_path: {name}`: {error}") from error
 

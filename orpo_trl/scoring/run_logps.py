@@ -18,6 +18,7 @@ from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from orpo_trl.attention import without_adapter
 from orpo_trl.batch import PairCollator
 from orpo_trl.config import DataArguments, ModelArguments
 from orpo_trl.devices import torch_device
@@ -29,6 +30,7 @@ from orpo_trl.plain_files import replace_whole, write_text
 from orpo_trl.printable import printable
 from orpo_trl.scoring.logps import RECORD, prepare_model, score_pairs
 from orpo_trl.scoring.models import load_model, load_scoring_tokenizer, require_model
+from orpo_trl.upstream import is_remote_code
 
 FORMATS = (".jsonl", ".parquet")
 # The columns that the summary shows the means of, and the metrics that these means are.
@@ -93,6 +95,8 @@ def run_logps(
     pairs = cast(Dataset, prepared)  # as only `dataset_streaming` makes streams
     print(printable(str(report)), file=sys.stderr)
     loaded = load_model(model_args, where, trust_remote_code)
+    if is_remote_code(without_adapter(loaded)) or is_remote_code(encoder):
+        print(printable(f"Code of {model} was run (--trust_remote_code)."), file=sys.stderr)
     _check_fits(pairs, cast(PreTrainedModel, loaded).config.get_text_config())
     padding = cast(int, encoder.eos_token_id if encoder.pad_token_id is None else encoder.pad_token_id)
     # Prompts are not scored, so that a GPU's head leaves them out.

@@ -22,7 +22,7 @@ def test_labels_in_the_model_card_are_text(tmp_path):
         is_chat=True, versions={}, pages={}, remote_code=[f"model {LABEL}"],
     )  # fmt: skip
     text = (folder / "README.md").read_text()
-    _, front, body = text.split("\n---\n", 2) if text.startswith("\n") else text.split("---\n", 2)
+    _, front, body = re.split(r"^---\n", text, maxsplit=2, flags=re.MULTILINE)
     assert yaml.safe_load(front)["tags"] == [LABEL]
     outside_of_code = re.sub(r"^(````*)\w*\n.*?\n\1$", "", body, flags=re.DOTALL | re.MULTILINE)
     assert "<script" not in outside_of_code
@@ -36,9 +36,8 @@ def test_labels_in_the_model_card_are_text(tmp_path):
 
 def test_formulas_in_csv_are_text(tmp_path):
     for number, name in enumerate(("=1+1", "+1", "-1", "@SUM(1)")):
-        folder = write_run(
-            tmp_path / str(number), [{"step": 1, "loss": -1.0, name: name}], recipe=f"run_name: '{name}'\n"
-        )
+        logs = [{"step": 1, "loss": -1.0, name: name}]
+        folder = write_run(tmp_path / str(number), logs, recipe=f"run_name: '{name}'\n")
         assert orpo_trl("report", folder, "--csv", tmp_path / "m.csv").status == 0
         with open(tmp_path / "m.csv", newline="") as file:
             header, row = csv.reader(file)
