@@ -236,7 +236,8 @@ class ORPOTrainer(TokenBudgetMixin, GuardMixin, SavingMixin, upstream.HookedSFTT
         finally:
             if lock is not None:
                 lock.release()
-        return output._replace(training_loss=output.metrics["train_loss"])
+        # A trial that is not finite has no output.
+        return output and output._replace(training_loss=output.metrics["train_loss"])
 
     def _check_start(self) -> None:
         """
