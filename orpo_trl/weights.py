@@ -69,9 +69,6 @@ _KNOWN = {
     "pathlib WindowsPath",
     "torch._utils _rebuild_tensor_v2",
     "torch._utils _rebuild_parameter",
-    "torch._tensor _rebuild_from_type_v2",
-    "torch Tensor",
-    "torch.nn.parameter Parameter",
     "torch.storage UntypedStorage",
 }
 # Bytes of one file of a checkpoint: no limit but that it is one.
