@@ -563,7 +563,7 @@ class HookedSFTTrainer(SFTTrainer):
         """Called after them, and where there were none."""
 
     def before_saving(self) -> None:
-        """Called on all ranks before a checkpoint is written; may raise."""
+        """Called on all ranks before a checkpoint is written, inside `saving_checkpoint`; may raise."""
 
     def saving_checkpoint(self) -> AbstractContextManager:
         """Surrounds the saving of a checkpoint."""
@@ -641,6 +641,6 @@ class HookedSFTTrainer(SFTTrainer):
         self.after_events()
 
     def _save_checkpoint(self, *args, **kwargs):
-        self.before_saving()
         with self.saving_checkpoint():
+            self.before_saving()
             super()._save_checkpoint(*args, **kwargs)
