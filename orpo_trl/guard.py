@@ -242,7 +242,11 @@ class GuardMixin(HookedSFTTrainer):
     def _broken_weights(self) -> list[str]:
         """Names of weights that are not finite, each rank looking at its part. Every rank must call it."""
         parts = {name: local_part(weight) for name, weight in self.model.named_parameters()}
-        parts = {name: part for name, part in parts.items() if part.is_floating_point() and part.numel()}
+        parts = {
+            name: part
+            for name, part in parts.items()
+            if part.is_floating_point() and part.numel() and part.element_size() > 1
+        }
         # The largest absolute value: NaN where one is NaN, and unlike `isfinite` it needs no memory.
         largest = [torch.linalg.vector_norm(part, math.inf).float().to(self.args.device) for part in parts.values()]
         finite = torch.stack(largest).isfinite().tolist() if largest else []

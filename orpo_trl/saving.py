@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,9 +111,17 @@ class SavingMixin(HookedSFTTrainer):
         except SaveError:
             raise
         except WRITE_ERRORS as error:
+            free = _free_space(self.run_folder)
             if self._writes_on_this_machine:
                 checkpoints.remove_incomplete(self.run_folder)  # it may have filled the disk
             raise SaveError(
-                f"The {what} could not be written: {' '.join(str(error).split())}. Checkpoints that were whole before "
-                "are untouched; once there is room, the same command goes on from the latest."
+                f"The {what} could not be written: {' '.join(str(error).split())} ({free}). Checkpoints that were "
+                "whole before are untouched; once that is mended, the same command goes on from the latest."
             ) from error
+
+
+def _free_space(folder: Path) -> str:
+    try:
+        return f"free on that disk: {shutil.disk_usage(folder).free / 2**20:,.1f} MiB"
+    except OSError as error:
+        return f"the output folder: {error.strerror}"

@@ -611,7 +611,7 @@ class HookedSFTTrainer(SFTTrainer):
         """Called after them, and where there were none."""
 
     def before_saving(self) -> None:
-        """Called on all ranks before a checkpoint is written; may raise."""
+        """Called on all ranks before a checkpoint is written, inside `saving_checkpoint`; may raise."""
 
     def saving_checkpoint(self) -> AbstractContextManager[Path]:
         """Surrounds the saving of a checkpoint; gives the folder in which the checkpoint's folder is made."""
@@ -697,6 +697,7 @@ class HookedSFTTrainer(SFTTrainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self.after_events()
 
+<<<<<<< HEAD
     def _get_output_dir(self, trial):
         return super()._get_output_dir(trial) if self._made_in is None else str(self._made_in)
 
@@ -751,3 +752,9 @@ class HookedSFTTrainer(SFTTrainer):
                 group["lr"] = rate * scale(inner.last_epoch)
         if hasattr(inner, "_last_lr"):
             inner._last_lr = [group["lr"] for group in optimizer.param_groups]
+=======
+    def _save_checkpoint(self, *args, **kwargs):
+        with self.saving_checkpoint():
+            self.before_saving()
+            super()._save_checkpoint(*args, **kwargs)
+>>>>>>> guard

@@ -17,6 +17,7 @@ CONFIG = {
     "train_sampling_strategy": "sequential", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
     "optim": "adamw_torch", "learning_rate": 3e-3, "lr_scheduler_type": "linear", "max_steps": 4,
 }  # fmt: skip
+ZEBRAS = "model.embed_tokens.weight"
 SPLIT = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "max_tokens_per_micro_batch": 60}
 
 
@@ -96,3 +97,28 @@ def test_learning_rate_that_explodes_ends_both_ranks_and_leaves_finite_files(eng
     assert all(path.parent.name.startswith("checkpoint-") for path in saved)
     assert all(weight.isfinite().all() for path in saved for weight in load_file(path).values())
     assert all(weight.isfinite().all() for weight in torch.load(tmp_path / "two" / "weights.pt").values())
+
+
+@pytest.mark.parametrize("checks_overflow", [True, False])
+def test_zero2_in_bf16_skips_the_step_or_the_run_ends_at_it(checks_overflow, poisoned, tmp_path):
+    """DeepSpeed looks at bf16 gradients by default only, and takes a step of NaN where it does not look."""
+    deepspeed = {
+        "bf16": {"enabled": "auto"} | ({} if checks_overflow else {"check_grad_overflow": False}),
+        "zero_optimization": {"stage": 2},
+        **dict.fromkeys(("gradient_accumulation_steps", "gradient_clipping", "train_batch_size"), "auto"),
+        "train_micro_batch_size_per_gpu": "auto",
+    }
+    ranks = run("ddp", tmp_path / "two", poisoned, [5], bf16=True, deepspeed=deepspeed)
+    assert "DEEPSPEED" in ranks[0]["engine"]
+    assert ranks[0]["digest"] == ranks[1]["digest"]
+    assert [row["row"] for row in read_trouble(tmp_path / "two") if not row["is_finite"]] == [5]
+    if checks_overflow:
+        assert [(rank["error"], rank["steps"]) for rank in ranks] == [(None, 4)] * 2
+        weights = torch.load(tmp_path / "two" / "weights.pt")
+        assert [name for name, weight in weights.items() if not weight.isfinite().all()] == [ZEBRAS]
+    else:
+        assert ranks[0]["error"] == ranks[1]["error"]
+        assert (
+            "Step 2: the gradient norm is not finite, and DeepSpeed has taken the step all the same"
+            in ranks[0]["error"]
+        )

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 
 from orpo_trl import ORPOTrainer
 from orpo_trl.guard import NonFiniteError
+from orpo_trl.launch import start_deepspeed_on_cpu
 from support.run_job import allow_fsdp_on_cpu
 from support.small import REPOSITORY, make_rows, settings
 
@@ -28,6 +29,8 @@ def main(job: dict) -> None:
     if job.get("fsdp"):
         allow_fsdp_on_cpu()
         job["config"]["accelerator_config"] = {"use_configured_state": True}
+    if job["config"].get("deepspeed"):
+        start_deepspeed_on_cpu()
     output = Path(job["output_dir"])
     args = settings(output, **job["config"])
     rows = make_rows(job["rows"])
@@ -62,7 +65,7 @@ def main(job: dict) -> None:
 def digest(state: dict[str, torch.Tensor]) -> str:
     found = hashlib.sha256()
     for name in sorted(state):
-        found.update(state[name].cpu().numpy().tobytes())
+        found.update(state[name].cpu().float().numpy().tobytes())
     return found.hexdigest()
 
 
