@@ -556,7 +556,8 @@ class HookedSFTTrainer(SFTTrainer):
     def sharding(self) -> str:
         """How the ranks share the model and the optimizer: 'none', 'zero1', 'zero2', 'zero3' or 'fsdp'."""
         if self.is_deepspeed_enabled:
-            return f"zero{self.accelerator.state.deepspeed_plugin.zero_stage}"
+            plugin: Any = self.accelerator.state.deepspeed_plugin
+            return f"zero{plugin.zero_stage}"
         return "fsdp" if self.is_fsdp_enabled else "none"
 
     @property
@@ -567,7 +568,8 @@ class HookedSFTTrainer(SFTTrainer):
         """Save the plain model of FSDP's shards, which the Trainer does for full state dicts only. On all ranks."""
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         if self.is_fsdp_enabled and "FULL_STATE_DICT" not in str(getattr(plugin, "state_dict_type", "")):
-            self._save(folder, state_dict=self.accelerator.get_state_dict(self.model))
+            state: Any = self.accelerator.get_state_dict(self.model)
+            self._save(folder, state_dict=state)
 
     @property
     def micro_batch_rows(self) -> int:
@@ -697,14 +699,13 @@ class HookedSFTTrainer(SFTTrainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self.after_events()
 
-<<<<<<< HEAD
     def _get_output_dir(self, trial):
         return super()._get_output_dir(trial) if self._made_in is None else str(self._made_in)
 
     def _save_checkpoint(self, model, trial):
-        self.before_saving()
         name = f"checkpoint-{self.state.global_step}"
         with self.saving_checkpoint() as made_in:
+            self.before_saving()
             self._made_in = made_in
             try:
                 super()._save_checkpoint(model, trial)
@@ -752,9 +753,3 @@ class HookedSFTTrainer(SFTTrainer):
                 group["lr"] = rate * scale(inner.last_epoch)
         if hasattr(inner, "_last_lr"):
             inner._last_lr = [group["lr"] for group in optimizer.param_groups]
-=======
-    def _save_checkpoint(self, *args, **kwargs):
-        with self.saving_checkpoint():
-            self.before_saving()
-            super()._save_checkpoint(*args, **kwargs)
->>>>>>> guard

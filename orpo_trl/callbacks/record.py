@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import logging
 import platform
 import subprocess
 from dataclasses import MISSING, fields
@@ -20,6 +21,8 @@ from orpo_trl.hidden import hide
 from orpo_trl.resume import OF_ONE_START
 from orpo_trl.upstream import full_shape, is_remote_code
 from orpo_trl.yaml_text import to_yaml, to_yaml_line
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = (
     "orpo-trl", "torch", "transformers", "trl", "datasets", "tokenizers", "accelerate", "deepspeed", "peft",
@@ -57,6 +60,8 @@ class RunRecord(TrainerCallback):
         if not state.is_world_process_zero:
             return
         if not (self._folder / run_folder.RUN).is_file():
+            if self._record is not None:
+                logger.warning("%s was removed while the run writes there. Its files so far are gone.", self._folder)
             self._begin(state)
         # `epoch` is among the logs of training. `total_flos` is an estimate that does not know of shared prompts.
         log = {name: value for name, value in (logs or {}).items() if name != "total_flos"}
