@@ -73,7 +73,6 @@ def start(prefix: list[str], log: Path, engine: str, *words: str) -> subprocess.
     if engine == "fsdp2":
         hook = str(REPOSITORY / "tests" / "support" / "fsdp_on_cpu")
         environment["PYTHONPATH"] = os.pathsep.join([hook, environment["PYTHONPATH"]])
-        words = (*words, "--accelerator_config.use_configured_state", "true")
     command = [*prefix, ORPO_TRL, "train", "quickstart", "--engine", ENGINES[engine], *QUIET, *words]
     with open(log, "a") as file:
         return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=file, stderr=subprocess.STDOUT)

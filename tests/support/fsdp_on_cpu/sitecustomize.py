@@ -7,3 +7,4 @@ if "RANK" in os.environ and any(word.endswith("run_orpo.py") for word in sys.ori
     from support.run_job import allow_fsdp_on_cpu
 
     allow_fsdp_on_cpu()
+    sys.argv += ["--accelerator_config.use_configured_state", "true"]
