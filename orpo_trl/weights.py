@@ -56,7 +56,7 @@ _KNOWN = {
     "torch.serialization _get_layout",
     "torch.distributed.checkpoint.metadata BytesStorageMetadata",
     "torch.distributed.checkpoint.metadata ChunkStorageMetadata",
-    "torch.distributed.checkpoint.metadata MEM_FORMAT_ENCODING",
+    "torch.distributed.checkpoint.metadata _MEM_FORMAT_ENCODING",
     "torch.distributed.checkpoint.metadata Metadata",
     "torch.distributed.checkpoint.metadata MetadataIndex",
     "torch.distributed.checkpoint.metadata StorageMeta",

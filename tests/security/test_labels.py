@@ -27,7 +27,7 @@ def test_labels_in_the_model_card_are_text(tmp_path):
     outside_of_code = re.sub(r"^(````*)\w*\n.*?\n\1$", "", body, flags=re.DOTALL | re.MULTILINE)
     assert "<script" not in outside_of_code
     assert "](javascript" not in re.sub(r"\\.", "", outside_of_code)
-    rows = [line for line in outside_of_code.splitlines() if line.startswith("| a")]
+    rows = [line for line in outside_of_code.splitlines() if line.startswith("| eval")]
     assert rows
     assert all(len(re.findall(r"(?<!\\)\|", row)) == 4 for row in rows)
     headings = [line for line in outside_of_code.splitlines() if line.startswith("# ")]
