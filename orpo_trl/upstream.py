@@ -724,10 +724,11 @@ class HookedSFTTrainer(SFTTrainer):
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         scheduler = super().create_scheduler(num_training_steps, optimizer)
-        if self.optimizer is not None:
+        made: Any = self.optimizer
+        if made is not None:
             self._as_asked = [
                 {name: value for name, value in group.items() if name not in ("params", "lr")}
-                for group in self.optimizer.param_groups
+                for group in made.param_groups
             ]
         return scheduler
 
@@ -738,8 +739,9 @@ class HookedSFTTrainer(SFTTrainer):
 
     def _apply_settings(self) -> None:
         """Give the optimizer and the scheduler of a resumed run the settings of this start, not the checkpoint's."""
-        optimizer, scheduler = self.optimizer, self.lr_scheduler
-        inner = getattr(scheduler, "scheduler", scheduler)  # accelerate's wrapper
+        optimizer: Any = self.optimizer
+        scheduler: Any = self.lr_scheduler
+        inner: Any = getattr(scheduler, "scheduler", scheduler)  # accelerate's wrapper
         for group, asked in zip(optimizer.param_groups, self._as_asked, strict=True):
             before, rate = group.get("initial_lr"), asked.get("initial_lr")
             group.update(asked)
