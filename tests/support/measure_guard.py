@@ -1,4 +1,4 @@
-"""Measures what the guard against non-finite steps costs: blocks of steps with and without it, in turn, in one process.
+"""Measures what the guard against non-finite steps costs: pairs of blocks of steps, with and without it, in one process.
 
     python tests/support/measure_guard.py --pairs 20
 
@@ -8,6 +8,7 @@ own time, which other processes disturb less. Not a test itself.
 """
 
 import argparse
+import random
 import statistics
 import tempfile
 import time
@@ -43,10 +44,10 @@ def clock() -> float:
 
 
 class Blocks(TrainerCallback):
-    """Seconds of each block of steps; the guard is on in every other one."""
+    """Seconds of each block of steps, with and without the guard; which comes first in a pair of blocks is drawn."""
 
     def __init__(self, trainer: SwitchedTrainer, steps: int):
-        self.trainer, self.steps = trainer, steps
+        self.trainer, self.steps, self.draw = trainer, steps, random.Random(0)
         self.seconds: dict[bool, list[float]] = {True: [], False: []}
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -56,7 +57,8 @@ class Blocks(TrainerCallback):
         if state.global_step % self.steps:
             return
         self.seconds[self.trainer.is_guarded].append(clock() - self.since)
-        self.trainer.is_guarded = not self.trainer.is_guarded
+        ended = len(self.seconds[True]) == len(self.seconds[False])
+        self.trainer.is_guarded = self.draw.random() < 0.5 if ended else not self.trainer.is_guarded
         self.since = clock()
 
 
