@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import ORPO_TRL, TRAIN_ENVIRONMENT
+from support.runs import QUIET, going_on, last_step, same_weights
 from support.small import REPOSITORY
 
 SCRIPT = REPOSITORY / "scripts" / "slurm" / "train.sbatch"
@@ -93,3 +94,21 @@ def test_status_of_the_run_is_that_of_the_job(status, tmp_path):
     cluster = Cluster(tmp_path, **{"orpo-trl": f"exit {status}"})
     assert cluster.start("quickstart").wait(10) == status
     assert cluster.requeued == ""
+
+
+@pytest.mark.slow
+def test_job_that_is_queued_again_ends_with_the_weights_of_one_that_was_not(tmp_path):
+    def words(output):
+        return [*QUIET, "--max_steps", "150", "--save_strategy", "steps", "--save_steps", "70", "--output_dir", output]
+
+    cluster, output = Cluster(tmp_path), tmp_path / "out"
+    job = cluster.start("quickstart", *words(str(output)))
+    wait_for(lambda: (output / "metrics.jsonl").is_file())
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(60) == 75, cluster.log()
+    assert cluster.requeued == "requeue 41234\n"
+    assert last_step(output) < 150
+    assert cluster.start("quickstart", *words(str(output)), *going_on()).wait(120) == 0, cluster.log()
+    assert cluster.requeued == "requeue 41234\n"
+    assert cluster.start("quickstart", *words(str(tmp_path / "whole"))).wait(120) == 0
+    assert same_weights(output, tmp_path / "whole")
