@@ -747,8 +747,9 @@ class HookedSFTTrainer(SFTTrainer):
             group.update(asked)
             if before and rate and before != rate:
                 group["lr"] *= rate / before
-        rates = [asked.get("initial_lr") for asked in self._as_asked]
-        if isinstance(inner, LambdaLR) and None not in rates:
+        rates: list[Any] = [asked.get("initial_lr") for asked in self._as_asked]
+        is_scaled = isinstance(inner, LambdaLR) and None not in rates
+        if is_scaled:
             # Exactly what a run would have at this step that had these settings from its beginning.
             inner.base_lrs = rates
             for group, rate, scale in zip(optimizer.param_groups, rates, inner.lr_lambdas, strict=True):
