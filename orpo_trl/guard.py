@@ -217,7 +217,8 @@ class GuardMixin(HookedSFTTrainer):
         if self.guard.given_broken and self.is_world_process_zero():
             logger.warning("%s, before the first step.", _of_weights(self.guard.given_broken))
 
-    def before_saving(self):
+    def before_saving(self) -> None:
+        """Raise where the model is broken. Every rank must call it, before a checkpoint is written."""
         broken = [name for name in self._broken_weights() if name not in self.guard.given_broken]
         if not broken and self._gives_numbers():
             return

@@ -517,8 +517,10 @@ class ORPOTrainer(TokenBudgetMixin, GuardMixin, SavingMixin, upstream.HookedSFTT
 
     @contextmanager
     def saving_checkpoint(self):
-        with self._throughput.pausing(), super().saving_checkpoint() as folder:
-            yield folder
+        with self._throughput.pausing():
+            self.before_saving()
+            with super().saving_checkpoint() as folder:
+                yield folder
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"

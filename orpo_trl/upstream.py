@@ -705,7 +705,6 @@ class HookedSFTTrainer(SFTTrainer):
     def _save_checkpoint(self, model, trial):
         name = f"checkpoint-{self.state.global_step}"
         with self.saving_checkpoint() as made_in:
-            self.before_saving()
             self._made_in = made_in
             try:
                 super()._save_checkpoint(model, trial)
