@@ -1,4 +1,4 @@
-"""Measures what the guard against non-finite steps costs: pairs of blocks of steps with and without it, in one process.
+"""Measures what the guard against non-finite steps costs: pairs of blocks of steps, with and without it.
 
     python tests/support/measure_guard.py --pairs 20
 
