@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import ORPO_TRL, TRAIN_ENVIRONMENT
-from support.runs import QUIET, going_on, last_step, same_weights
+from support.runs import QUIET, as_in_a_terminal, going_on, last_step, same_weights
 from support.small import REPOSITORY
 
 SCRIPT = REPOSITORY / "scripts" / "slurm" / "train.sbatch"
@@ -46,6 +46,7 @@ class Cluster:
         with open(self.folder / "job.log", "a") as log:  # as with --open-mode=append
             return subprocess.Popen(
                 ["bash", str(SCRIPT), *arguments], cwd=REPOSITORY, env=environment, stdout=log, stderr=log,
+                preexec_fn=as_in_a_terminal,
             )  # fmt: skip
 
     @property
