@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support.processes import TRAIN_ENVIRONMENT
-from support.runs import Run, last_step
+from support.runs import Run, as_in_a_terminal, last_step
 from support.small import make_dataset, settings, tiny_model
 from transformers import AutoTokenizer
 
@@ -116,7 +116,7 @@ with interruptions.reported():
 
 def listener(*arguments, ignored=(), **environment):
     def ignore():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's job in the background has it ignored
+        as_in_a_terminal()
         for number in ignored:
             signal.signal(number, signal.SIG_IGN)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import ORPO_TRL, TRAIN_ENVIRONMENT
-from support.runs import QUIET, going_on, last_step, same_weights
+from support.runs import QUIET, as_in_a_terminal, going_on, last_step, same_weights
 from support.small import REPOSITORY
 
 SCRIPT = REPOSITORY / "scripts" / "slurm" / "train.sbatch"
@@ -46,6 +46,7 @@ class Cluster:
         with open(self.folder / "job.log", "a") as log:  # as with --open-mode=append
             return subprocess.Popen(
                 ["bash", str(SCRIPT), *arguments], cwd=REPOSITORY, env=environment, stdout=log, stderr=log,
+                preexec_fn=as_in_a_terminal,
             )  # fmt: skip
 
     @property
@@ -99,7 +100,7 @@ def test_status_of_the_run_is_that_of_the_job(status, tmp_path):
 @pytest.mark.slow
 def test_job_that_is_queued_again_ends_with_the_weights_of_one_that_was_not(tmp_path):
     def words(output):
-        return [*QUIET, "--max_steps", "150", "--save_strategy", "steps", "--save_steps", "70", "--output_dir", output]
+        return [*QUIET, "--max_steps", "80", "--save_strategy", "steps", "--save_steps", "50", "--output_dir", output]
 
     cluster, output = Cluster(tmp_path), tmp_path / "out"
     job = cluster.start("quickstart", *words(str(output)))
@@ -107,7 +108,7 @@ def test_job_that_is_queued_again_ends_with_the_weights_of_one_that_was_not(tmp_
     job.send_signal(signal.SIGUSR1)
     assert job.wait(60) == 75, cluster.log()
     assert cluster.requeued == "requeue 41234\n"
-    assert last_step(output) < 150
+    assert last_step(output) < 80
     assert cluster.start("quickstart", *words(str(output)), *going_on()).wait(120) == 0, cluster.log()
     assert cluster.requeued == "requeue 41234\n"
     assert cluster.start("quickstart", *words(str(tmp_path / "whole"))).wait(120) == 0

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from support.processes import TRAIN_ENVIRONMENT, launch
-from support.runs import QUIET, SCRIPT, Run
+from support.runs import QUIET, SCRIPT, Run, as_in_a_terminal
 
 from orpo_trl import processes
 from orpo_trl.processes import Report, asked_processes, world_problem
@@ -39,7 +39,7 @@ sys.exit(Supervisor(["accelerate", *sys.argv[1:]], ["orpo-trl", "train", "my rec
 def supervise(*ranks: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, *ranks], env=TRAIN_ENVIRONMENT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        stderr=subprocess.PIPE, preexec_fn=as_in_a_terminal,
     )  # fmt: skip
 
 

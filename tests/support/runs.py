@@ -22,6 +22,12 @@ QUIET = "--report_to none --logging_steps 1 --disable_tqdm true --eval_strategy 
 ZERO3 = ["--engine", "zero3", "--num_processes", "2"]
 
 
+def as_in_a_terminal() -> None:
+    """For `preexec_fn`: a shell's job in the background ignores Ctrl-C, and so would what a test starts from there."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Run:
     """A started run of the quickstart.
 
@@ -38,8 +44,7 @@ class Run:
         self.process = subprocess.Popen(
             [*start, *QUIET, "--output_dir", str(output), *arguments],
             cwd=REPOSITORY, env=TRAIN_ENVIRONMENT, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
-            # A shell's job in the background has it ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=as_in_a_terminal,
         )  # fmt: skip
 
     def ranks(self) -> list[psutil.Process]:
