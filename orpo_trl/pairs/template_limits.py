@@ -3,12 +3,12 @@
 transformers runs templates in Jinja's sandbox, which keeps them from code and files, but not from `'a' * 10**10`.
 """
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 try:
@@ -25,7 +25,7 @@ MEMORY_LIMIT = 1 << 30
 # Characters of a rendered conversation: some million tokens.
 MAX_RENDERED = 10_000_000
 
-_STATUS = Path("/proc/self/statm")
+_PAGE = resource.getpagesize() if resource else 0
 # CPU seconds of the slow pairs of each template, in this process.
 _spent: dict[str, float] = {}
 
@@ -96,17 +96,29 @@ def _time_limit() -> Iterator[None]:
 @contextmanager
 def _memory_limit() -> Iterator[None]:
     """A limit on addresses that are in use, which Python answers with a MemoryError."""
-    if resource is None or not _STATUS.exists():
+    used = _addresses_in_use()
+    if resource is None or used is None:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(_STATUS.read_text().split()[0]) * resource.getpagesize()
     allowed = [used + MEMORY_LIMIT, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
     resource.setrlimit(resource.RLIMIT_AS, (min(allowed), hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _addresses_in_use() -> int | None:
+    """Bytes; None where the system does not tell. Called for each pair, so without the layers of `open`."""
+    try:
+        status = os.open("/proc/self/statm", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        return int(os.read(status, 20).split()[0]) * _PAGE
+    finally:
+        os.close(status)
 
 
 def check_length(rendered: str) -> str:

@@ -8,6 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed.checkpoint
 from support.hostile import DATA, Answer, copy_of_model, edit_json, orpo_trl, payload, run_orpo
 from support.run_folders import write_run
 
@@ -458,6 +460,13 @@ def test_checkpoint_whose_pickles_would_run_code_is_refused(tmp_path, recipe, ca
         with pytest.raises(UnsafeWeights, match=r"is not loaded: it would call (posix|nt)\.system|it is not read"):
             refuse_unsafe_checkpoint(folder)
     refused(run_orpo(recipe, "--resume_from_checkpoint", tmp_path / "checkpoint-2"), "it would call")
+
+
+def test_sharded_checkpoint_of_torch_is_accepted(tmp_path):
+    state = {"w": torch.ones(2, 2), "half": torch.ones(2, dtype=torch.bfloat16), "lr": 1e-3, "betas": (0.9, 0.99)}
+    torch.distributed.checkpoint.save(state, checkpoint_id=tmp_path / "checkpoint-1" / "optimizer_0", no_dist=True)
+    assert (tmp_path / "checkpoint-1" / "optimizer_0" / ".metadata").is_file()
+    refuse_unsafe_checkpoint(tmp_path / "checkpoint-1")
 
 
 def test_pickle_that_hides_a_name_behind_another_is_refused(tmp_path, canary):
