@@ -6,6 +6,7 @@ own with `weights_only=True`, which builds no objects but tensors. DeepSpeed and
 without that, so their pickles are looked through first.
 """
 
+import importlib
 import json
 import pickle
 import zipfile
@@ -71,6 +72,8 @@ _KNOWN = {
     "torch._utils _rebuild_parameter",
     "torch.storage UntypedStorage",
 }
+# Libraries whose classes may be in a checkpoint.
+_STATEFUL = ("torch", "deepspeed", "bitsandbytes")
 # Bytes of one file of a checkpoint: no limit but that it is one.
 MAX_CHECKPOINT = 1 << 60
 
@@ -233,4 +236,19 @@ def _look_through(path: Path) -> None:
 def _is_known(module: str, name: str) -> bool:
     if module == "torch" and name.endswith("Storage"):
         return True
-    return f"{module} {name}" in _KNOWN
+    return f"{module} {name}" in _KNOWN or _is_own_class(module, name)
+
+
+def _is_own_class(module: str, name: str) -> bool:
+    """Whether it is a class of a library whose states checkpoints hold: optimizers and engines bring their own.
+
+    Of a function, and of what a library has imported from elsewhere, nothing is known.
+    """
+    root = module.split(".")[0]
+    if root not in _STATEFUL or "." in name:
+        return False
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        return False
+    return isinstance(found, type) and found.__module__.split(".")[0] == root

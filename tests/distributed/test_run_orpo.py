@@ -63,9 +63,11 @@ def test_paper_recipe_trains_under_zero3_by_overrides_alone(rows, tmp_path):
 
 
 @pytest.mark.slow
-def test_strategy_of_the_recipe_shards_without_an_accelerate_config(rows, tmp_path):
-    """`deepspeed: zero3` in the recipe, started by a launcher that sets no strategy."""
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_strategy_of_the_recipe_shards_without_an_accelerate_config(rows, tmp_path, strategy):
+    """`deepspeed` in the recipe, started by a launcher that sets no strategy."""
     overrides = [*LOCAL, "--dataset_name", str(rows), "--max_steps", "1", "--output_dir", str(tmp_path / "out")]
+    overrides += ["--deepspeed", strategy]
     done = launch(SCRIPT, "recipes/mistral_beta.yaml", *overrides, "--log_level", "info", engine="ddp")
     assert "DeepSpeed" in done.stdout + done.stderr
     assert next((tmp_path / "out").glob("checkpoint-*/global_step1")).is_dir()

@@ -13,6 +13,7 @@ import torch.distributed.checkpoint
 from support.hostile import DATA, Answer, copy_of_model, edit_json, orpo_trl, payload, run_orpo
 from support.run_folders import write_run
 
+from orpo_trl import weights
 from orpo_trl.weights import UnsafeWeights, refuse_unsafe_checkpoint
 
 DEEP = '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"
@@ -476,3 +477,21 @@ def test_pickle_that_hides_a_name_behind_another_is_refused(tmp_path, canary):
     code = b"\x80\x04" + hidden + text(f"touch {canary}") + b"\x85R."
     with pytest.raises(UnsafeWeights, match=r"it would call os\.system"):
         refuse_unsafe_checkpoint(checkpoint(tmp_path / "checkpoint-1", "global_step1/a.pt", code))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "is_known"),
+    [
+        ("torch.optim.adam", "Adam", True),
+        ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler", True),
+        ("torch", "load", False),  # a function
+        ("torch.hub", "load", False),
+        ("torch._utils", "os.system", False),  # by way of what it has imported
+        ("torch.serialization", "Any", False),
+        ("torch.absent", "Adam", False),
+        ("subprocess", "Popen", False),
+        ("builtins", "eval", False),
+    ],
+)
+def test_classes_of_engines_and_optimizers_may_be_in_a_checkpoint_and_functions_may_not(module, name, is_known):
+    assert weights._is_known(module, name) == is_known
