@@ -106,10 +106,10 @@ def test_job_that_is_queued_again_ends_with_the_weights_of_one_that_was_not(tmp_
     job = cluster.start("quickstart", *words(str(output)))
     wait_for(lambda: (output / "metrics.jsonl").is_file())
     job.send_signal(signal.SIGUSR1)
-    assert job.wait(60) == 75, cluster.log()
+    assert job.wait(300) == 75, cluster.log()
     assert cluster.requeued == "requeue 41234\n"
     assert last_step(output) < 80
-    assert cluster.start("quickstart", *words(str(output)), *going_on()).wait(120) == 0, cluster.log()
+    assert cluster.start("quickstart", *words(str(output)), *going_on()).wait(300) == 0, cluster.log()
     assert cluster.requeued == "requeue 41234\n"
-    assert cluster.start("quickstart", *words(str(tmp_path / "whole"))).wait(120) == 0
+    assert cluster.start("quickstart", *words(str(tmp_path / "whole"))).wait(300) == 0
     assert same_weights(output, tmp_path / "whole")
