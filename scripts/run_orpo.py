@@ -146,9 +146,10 @@ def main(arguments: list[str]) -> None:
         trainer.create_model_card()
     except (SaveError, OSError) as error:
         fail(error, FAILED, from_any=True)
-    if metrics is not None and trainer.is_world_process_zero():
-        print_summary(metrics)
-    trainer.accelerator.print(printable(hide(f"Saved the model to {training_args.output_dir}")))
+    if trainer.is_world_process_zero():
+        if metrics is not None:
+            print_summary(metrics)
+        print(printable(hide(f"Saved the model to {training_args.output_dir}")))
     if training_args.push_to_hub:
         trainer.push_to_hub()
     finish_wandb()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import ORPO_TRL, TRAIN_ENVIRONMENT
-from support.runs import QUIET, as_in_a_terminal, going_on, last_step, same_weights
+from support.runs import QUIET, as_in_a_terminal, last_step, same_weights
 from support.small import REPOSITORY
 
 SCRIPT = REPOSITORY / "scripts" / "slurm" / "train.sbatch"
@@ -109,7 +109,7 @@ def test_job_that_is_queued_again_ends_with_the_weights_of_one_that_was_not(tmp_
     assert job.wait(300) == 75, cluster.log()
     assert cluster.requeued == "requeue 41234\n"
     assert last_step(output) < 80
-    assert cluster.start("quickstart", *words(str(output)), *going_on()).wait(300) == 0, cluster.log()
+    assert cluster.start("quickstart", *words(str(output))).wait(300) == 0, cluster.log()
     assert cluster.requeued == "requeue 41234\n"
     assert cluster.start("quickstart", *words(str(tmp_path / "whole"))).wait(300) == 0
     assert same_weights(output, tmp_path / "whole")

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from support.runs import ZERO3, Run, going_on, last_step, same_weights
+from support.runs import ZERO3, Run, last_step, same_weights
 
 
 def settings(steps: int) -> list[str]:
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
                 shutil.rmtree(output)
                 run, seconds, status = interrupt(output, words, what, at)
             stopped = last_step(output) if status == 75 else None
-            again = Run(output, *words, *going_on()).wait()
+            again = Run(output, *words).wait()
             is_equal = again == 0 and same_weights(whole, output) and logs(whole) == logs(output)
             is_good = is_equal and status == 75
             failed += not is_good

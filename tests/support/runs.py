@@ -13,7 +13,6 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from orpo_trl.sections import SECTIONS
 from support.processes import ORPO_TRL, TRAIN_ENVIRONMENT
 from support.small import REPOSITORY
 
@@ -97,11 +96,6 @@ class Run:
 def last_step(output: Path) -> int:
     """The step of the newest checkpoint."""
     return max(int(path.name.partition("-")[2]) for path in output.glob("checkpoint-*") if path.is_dir())
-
-
-def going_on() -> list[str]:
-    """What the command line of a second start needs beside that of the first: nothing, where `resume` is a key."""
-    return [] if "resume" in SECTIONS["Training"] else ["--resume_from_checkpoint", "true"]
 
 
 def same_weights(one: Path, other: Path) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from support.processes import ORPO_TRL, TRAIN_ENVIRONMENT
-from support.runs import QUIET, going_on
+from support.runs import QUIET
 from support.small import REPOSITORY
 
 ADDRESSES = ("10.99.0.1", "10.99.0.2")
@@ -117,7 +117,7 @@ def cut(hosts: TwoHosts, engine: str, folder: Path) -> bool:
     hosts.mend()
     said = [[line for line in log.read_text().splitlines() if "orpo-trl train:" in line][-1:] for log in logs]
     print(f"{engine}: cable cut; status and seconds: {ends}; {said}", flush=True)
-    again = [hosts.start(rank, logs[rank], engine, *words, *going_on(), "--max_steps", "30") for rank in (0, 1)]
+    again = [hosts.start(rank, logs[rank], engine, *words, "--max_steps", "30") for rank in (0, 1)]
     statuses = [side.wait(300) for side in again]
     print(f"{engine}: started again: {statuses}", flush=True)
     return all(status == 1 and seconds <= 60 for status, seconds in ends) and not any(statuses)
