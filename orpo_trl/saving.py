@@ -1,7 +1,6 @@
 """How a trainer writes checkpoints and the final model: whole, or under a name that says that they are not."""
 
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +39,7 @@ class SavingMixin(HookedSFTTrainer):
             self._begin_writing(made_in)
             yield made_in
             self._flush(made_in / name)
-            if self.is_world_process_zero():
+            if self._writes_names:
                 facts = {
                     "run": self.start.run_id,
                     "step": step,
@@ -50,12 +49,9 @@ class SavingMixin(HookedSFTTrainer):
                 }
                 checkpoints.seal(made_in / name, facts)
                 checkpoints.publish(made_in / name, self.run_folder / name)
-            self.accelerator.wait_for_everyone()
-            if self._writes_on_this_machine and (made_in / name).exists():  # machines without a common file system
-                os.rename(made_in / name, self.run_folder / name)
-            if self._writes_on_this_machine:
                 checkpoints.remove_old(self.run_folder, self.args.save_total_limit, [self.state.best_model_checkpoint])
                 checkpoints.remove_incomplete(self.run_folder)
+            self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the plain model, of all ranks' shards. Called by all ranks.
@@ -66,6 +62,7 @@ class SavingMixin(HookedSFTTrainer):
         if self.is_saving_checkpoint:
             if self._checkpoints_hold_models:
                 super().save_model(output_dir, _internal_call)
+                self.save_sharded_model(str(output_dir))
             return
         target = Path(output_dir or self.run_folder)
         made_in = target / INCOMPLETE / "model"
@@ -74,11 +71,11 @@ class SavingMixin(HookedSFTTrainer):
             super().save_model(str(made_in), _internal_call=True)
             self.save_sharded_model(str(made_in))
             self._flush(made_in)
-            if self._writes_on_this_machine and made_in.exists():
+            if self._writes_names:
                 checkpoints.move_model(made_in, target)
                 checkpoints.remove_incomplete(target)
-            if self.is_world_process_zero() and target == self.run_folder:
-                run_folder.mark_saved(target)
+                if target == self.run_folder:
+                    run_folder.mark_saved(target)
             self.accelerator.wait_for_everyone()
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
@@ -89,18 +86,20 @@ class SavingMixin(HookedSFTTrainer):
         return self.sharding == "none" or self.args.save_only_model or sends or bool(is_peft_model(self.model))
 
     @property
-    def _writes_on_this_machine(self) -> bool:
-        return self.accelerator.is_local_main_process
+    def _writes_names(self) -> bool:
+        """Whether this process renames, moves and deletes: one of all, or one of each machine that has its own disk."""
+        accelerator = self.accelerator
+        return accelerator.is_local_main_process if self.args.save_on_each_node else accelerator.is_main_process
 
     def _begin_writing(self, folder: Path) -> None:
-        if self._writes_on_this_machine:
+        if self._writes_names:
             checkpoints.remove_incomplete(folder.parent)
         self.accelerator.wait_for_everyone()
         folder.mkdir(parents=True, exist_ok=True)
 
     def _flush(self, folder: Path) -> None:
         self.accelerator.wait_for_everyone()
-        if self._writes_on_this_machine:
+        if self.accelerator.is_local_main_process:
             checkpoints.sync_files(folder)
         self.accelerator.wait_for_everyone()
 
@@ -112,7 +111,7 @@ class SavingMixin(HookedSFTTrainer):
             raise
         except WRITE_ERRORS as error:
             free = _free_space(self.run_folder)
-            if self._writes_on_this_machine:
+            if self._writes_names:
                 checkpoints.remove_incomplete(self.run_folder)  # it may have filled the disk
             raise SaveError(
                 f"The {what} could not be written: {' '.join(str(error).split())} ({free}). Checkpoints that were "

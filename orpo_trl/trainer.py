@@ -20,12 +20,12 @@ from transformers import (
     set_seed,
 )
 
-from orpo_trl import checkpoints, resume, upstream
 from orpo_trl import trainer_checks as checks
+from orpo_trl import upstream
 from orpo_trl.attention import choose_layout, reading_packed_row, without_adapter
 from orpo_trl.batch import COUNTS, MODEL_INPUTS, PairCollator
 from orpo_trl.budget import TokenBudgetMixin
-from orpo_trl.callbacks.record import installed_versions, remote_code_of, settings_as_recipe, what_decides
+from orpo_trl.callbacks.record import installed_versions, remote_code_of, settings_as_recipe
 from orpo_trl.callbacks.standard import standard_callbacks
 from orpo_trl.callbacks.stop import StopWhenAsked
 from orpo_trl.callbacks.trackers import run_pages
@@ -40,16 +40,17 @@ from orpo_trl.pair_metrics import PairMetrics
 from orpo_trl.pairs.preparation import PreparationReport
 from orpo_trl.pairs.prepare import PAIR_COLUMNS, pair_lengths, prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
-from orpo_trl.resume import Asked, Start
+from orpo_trl.resume import Start
 from orpo_trl.sampling import GlobalBatchSampler, StreamedBatches
 from orpo_trl.saving import SavingMixin
+from orpo_trl.starting import StartMixin
 from orpo_trl.throughput import Throughput
-from orpo_trl.weights import refuse_pickles, refuse_unsafe_checkpoint
+from orpo_trl.weights import refuse_pickles
 
 logger = logging.getLogger(__name__)
 
 
-class ORPOTrainer(TokenBudgetMixin, GuardMixin, SavingMixin, upstream.HookedSFTTrainer):
+class ORPOTrainer(TokenBudgetMixin, StartMixin, GuardMixin, SavingMixin, upstream.HookedSFTTrainer):
     """Trains a causal language model with ORPO (arXiv 2403.07691) on pairs of a chosen and a rejected response.
 
     Takes the place of `trl.experimental.orpo.ORPOTrainer`. It adds to `trl.SFTTrainer` pairs instead of texts, the
@@ -162,7 +163,6 @@ class ORPOTrainer(TokenBudgetMixin, GuardMixin, SavingMixin, upstream.HookedSFTT
         self.callback_handler.callbacks[:] = [*standard_callbacks(self), self._stop]
         self._fixed = checks.fixed_settings(self.args)
         self.start = Start()
-        self._next_start: Start | None = None
 
     def _first_model(self, model_init, args: ORPOConfig):
         set_seed(args.seed)  # as `train` does
@@ -206,57 +206,6 @@ class ORPOTrainer(TokenBudgetMixin, GuardMixin, SavingMixin, upstream.HookedSFTT
         # The model is another one, and in a search the accelerator and the settings as well.
         self._set_up_batches()
         self._set_up_metrics()
-
-    def begin_with(self, start: Start) -> None:
-        """Let the next call of `train` begin or go on as the start says, which `resume.claim` has found."""
-        self._next_start = start
-
-    def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        """Train, as `transformers.Trainer.train`; with `resume: auto` in the settings, from the latest checkpoint on.
-
-        Raises:
-            ResumeError: where the checkpoint is of a run that trains something else.
-            SaveError: where a checkpoint could not be written.
-        """
-        lock = None
-        if self._next_start is None and (resume_from_checkpoint or self.args.resume is not None):
-            wanted = Asked(
-                self.run_folder, self.recipe, self.args.resume, resume_from_checkpoint, self.args.resume_anyway,
-                self.args.overwrite_output_dir, self.accelerator.num_processes,
-            )  # fmt: skip
-            if self.args.resume is None:
-                self._next_start = resume.by_hand(wanted)
-            else:
-                self._next_start, lock = resume.claim_on_all(wanted)
-        self.start, self._next_start = self._next_start or Start(), None
-        try:
-            if self.start.is_continued or self.start.checkpoint:
-                self._check_start()
-            output = super().train(self.start.checkpoint, *args, **kwargs)
-        finally:
-            if lock is not None:
-                lock.release()
-        # A trial that is not finite has no output.
-        return output and output._replace(training_loss=output.metrics["train_loss"])
-
-    def _check_start(self) -> None:
-        """
-        Raises:
-            ResumeError: where the data, the tokenizer or the sharding are not those of the run that goes on.
-            UnsafeWeights: where loading the checkpoint would run code.
-        """
-        start = self.start
-        if start.checkpoint:
-            refuse_unsafe_checkpoint(Path(start.checkpoint))
-            facts = checkpoints.read(Path(start.checkpoint)).facts
-            problem = resume.sharding_problem(facts, self.sharding, self.accelerator.num_processes)
-            if problem:
-                raise resume.ResumeError(f"{start.checkpoint} cannot be loaded: {problem}.")
-        changes = list(resume.facts_changes(start.record, what_decides(self)))
-        if changes and not start.is_anyway:
-            raise resume.ResumeError(resume.refusal(self.run_folder, changes))
-        for change in changes:
-            logger.warning("Changed: %s", change)
 
     def _set_up_batches(self) -> None:
         """Choose the layout that the model reads exactly, and the collator that makes it."""

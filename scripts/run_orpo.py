@@ -134,6 +134,10 @@ def main(arguments: list[str]) -> None:
         fail(error, FAILED)
     except (SaveError, OSError) as error:
         fail(error, FAILED, from_any=True)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        fail(f"{error} The same command goes on from the latest checkpoint.", FAILED, from_any=True)
     if trainer.interruption:
         end_interrupted(trainer)
     interruptions.stop_if_asked()

@@ -57,16 +57,26 @@ _CODE = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")
 
 
 class RowsError(ValueError):
-    """Rows that cannot be prepared, or a chat template that does not render them."""
+    """Rows that cannot be prepared, or a chat template that does not render them.
+
+    Args:
+        text: the message. A data loader raises the error of its worker again, by this one argument, with the worker's
+            traceback before the message; that is left out.
+    """
+
+    def __init__(self, text: str):
+        super().__init__(text.rpartition(f".{type(self).__name__}: ")[2] if text.startswith("Caught ") else text)
 
 
 class MalformedRowsError(RowsError):
     """Rows without an accepted shape, each named by source, row number, column, expectation and finding."""
 
-    def __init__(self, problems: list[str], count: int):
+    @classmethod
+    def of(cls, problems: list[str], count: int) -> "MalformedRowsError":
+        """The error of so many rows, with the problems of the first ones."""
         more = f"\n  and {count - len(problems):,} more" if count > len(problems) else ""
         rows = "1 row does" if count == 1 else f"{count:,} rows do"
-        super().__init__(
+        return cls(
             f"{rows} not have an accepted shape:\n"
             + "\n".join(f"  {problem}" for problem in problems)
             + more
@@ -77,8 +87,9 @@ class MalformedRowsError(RowsError):
 class UnrenderedRowsError(RowsError):
     """Rows of which the chat template leaves out words, with `on_unrendered: error`."""
 
-    def __init__(self, faults: list[str]):
-        super().__init__(
+    @classmethod
+    def of(cls, faults: list[str]) -> "UnrenderedRowsError":
+        return cls(
             "The chat template leaves out words of the rows:\n"
             + "\n".join(f"  {fault}" for fault in faults)
             + f"\n{UNRENDERED_ADVICE}"
@@ -181,7 +192,7 @@ def prepare_pairs(
     if len(malformed) and on_malformed == "error":
         listed = tokenized.select(malformed[:10])["problem"]
         problems = [f"{sources[i]}, row {rows[i]}: {text}" for i, text in zip(malformed, listed, strict=False)]
-        raise MalformedRowsError(problems, len(malformed))
+        raise MalformedRowsError.of(problems, len(malformed))
     remarks = tokenized["remarks"][:]
     if on_unrendered == "drop":
         status[[k for k, text in enumerate(remarks) if status[k] == KEPT and _has_losses(text)]] = UNRENDERED
@@ -191,7 +202,7 @@ def prepare_pairs(
     if state.is_main_process:
         _warn(report, tokenizer, on_unrendered)
     if report.losses and on_unrendered == "error":
-        raise UnrenderedRowsError(report.losses)
+        raise UnrenderedRowsError.of(report.losses)
     if not report.kept:
         raise ValueError(f"No row of the {name} dataset is left to use.\n{report}")
     # Before rows are selected: a column that is added afterwards would copy all of them.
@@ -295,7 +306,7 @@ def _tokenize_and_drop(
     rows = batch.get(ROW_COLUMN) or indices
     losses = _say_remarks(records, sources, rows, said)
     if losses and on_unrendered == "error":
-        raise UnrenderedRowsError(list(losses.values()))
+        raise UnrenderedRowsError.of(list(losses.values()))
     if on_unrendered == "drop":
         for index in losses:
             records["status"][index] = UNRENDERED if records["status"][index] == KEPT else records["status"][index]
@@ -306,7 +317,7 @@ def _tokenize_and_drop(
     named = list(zip(records["status"], sources, rows, records["problem"], strict=True))
     problems = [f"{source}, row {row}: {text}" for status, source, row, text in named if status == MALFORMED]
     if problems and on_malformed == "error":
-        raise MalformedRowsError(problems[:10], len(problems))
+        raise MalformedRowsError.of(problems[:10], len(problems))
     for status, source, row, problem in named:
         if status != KEPT:
             logger.warning("%s, row %s: dropped, %s", source, row, problem or status)

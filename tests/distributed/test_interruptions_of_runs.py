@@ -92,3 +92,20 @@ def test_ranks_end_with_their_launcher(tmp_path):
     assert len(ranks) == 2
     run.process.kill()
     assert_gone(ranks, 5)
+
+
+def test_a_data_worker_that_is_killed_ends_the_run_and_the_same_command_goes_on(tmp_path):
+    words = ["--dataloader_num_workers", "1", "--max_steps", "60", "--save_strategy", "steps", "--save_steps", "2"]
+    run = Run(tmp_path / "out", *words)
+    run.wait_for_step(4)
+    (rank,) = run.ranks()
+    workers = [child for child in rank.children() if "run_orpo.py" in " ".join(child.cmdline())]
+    assert len(workers) == 1
+    workers[0].kill()
+    assert run.wait(60) == 1
+    assert "DataLoader worker" in run.log()
+    assert "The same command goes on from the latest checkpoint." in run.log()
+    assert "Traceback" not in run.log()
+    again = Run(tmp_path / "out", *words)
+    assert again.wait() == 0, again.log()
+    assert "Going on with the run in" in again.log()

@@ -140,6 +140,7 @@ def test_malformed_row_ends_with_a_message_and_no_traceback(rows, tmp_path, caps
     assert f"{rows}, row 60: column `chosen`: expected a string or a list of messages" in message
 
 
+@pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("row", "template", "words"),
     [
@@ -152,17 +153,20 @@ def test_malformed_row_ends_with_a_message_and_no_traceback(rows, tmp_path, caps
         ({}, "{% for %}", "The chat template is not valid Jinja"),
     ],
 )
-def test_row_of_a_stream_ends_with_a_message_and_no_traceback(rows, tmp_path, capsys, row, template, words):
+def test_row_of_a_stream_ends_with_a_message_and_no_traceback(rows, tmp_path, capsys, row, template, words, workers):
     asked = {"question": "Who?", "chosen": "I.", "rejected": "You."}
     rows.write_text("".join(json.dumps(asked) + "\n" for _ in range(60)) + json.dumps({**asked, **row}) + "\n")
     overrides = [
         *("--dataset_name", str(rows), "--dataset_streaming", "--max_steps", "9", "--on_unrendered", "error"),
-        *("--eval_strategy", "no", "--output_dir", str(tmp_path / "out")),
+        *("--eval_strategy", "no", "--output_dir", str(tmp_path / "out"), "--dataloader_num_workers", workers),
     ]
     if template != "quickstart":
         (tmp_path / "template.jinja").write_text(template)
         overrides += ["--chat_template_path", str(tmp_path / "template.jinja")]
-    assert words in run_and_fail(["recipes/quickstart.yaml", *overrides], capsys)
+    message = run_and_fail(["recipes/quickstart.yaml", *overrides], capsys)
+    assert words in message
+    assert "Traceback" not in message
+    assert "Caught" not in message
 
 
 @pytest.mark.slow

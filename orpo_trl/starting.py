@@ -1,0 +1,79 @@
+"""How `train` starts: a run that begins, or one that goes on from a checkpoint."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from orpo_trl import checkpoints, resume
+from orpo_trl.callbacks.record import what_decides
+from orpo_trl.config import ORPOConfig
+from orpo_trl.resume import Asked, ResumeError, Start
+from orpo_trl.upstream import HookedSFTTrainer
+from orpo_trl.weights import refuse_unsafe_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class StartMixin(HookedSFTTrainer):
+    """Finds the checkpoint to go on from, and refuses one of a run that trains something else: see `resume.py`.
+
+    Attributes:
+        recipe: text of the recipe, which is compared with that of the run in the folder.
+        start: whether the run of `train` begins, or goes on with one that is in the output folder.
+    """
+
+    args: ORPOConfig
+    recipe: str
+    start: Start
+    _next_start: Start | None = None
+
+    def begin_with(self, start: Start) -> None:
+        """Let the next call of `train` begin or go on as the start says, which `resume.claim` has found."""
+        self._next_start = start
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, as `transformers.Trainer.train`; with `resume: auto` in the settings, from the latest checkpoint on.
+
+        Raises:
+            ResumeError: where the checkpoint is of a run that trains something else.
+            SaveError: where a checkpoint could not be written.
+        """
+        lock = None
+        if self._next_start is None and (resume_from_checkpoint or self.args.resume is not None):
+            wanted = Asked(
+                self.run_folder, self.recipe, self.args.resume, resume_from_checkpoint, self.args.resume_anyway,
+                self.args.overwrite_output_dir, self.accelerator.num_processes,
+            )  # fmt: skip
+            if self.args.resume is None:
+                self._next_start = resume.by_hand(wanted)
+            else:
+                self._next_start, lock = resume.claim_on_all(wanted)
+        self.start, self._next_start = self._next_start or Start(), None
+        try:
+            if self.start.is_continued or self.start.checkpoint:
+                self._check_start()
+            output = super().train(self.start.checkpoint, *args, **kwargs)
+        finally:
+            if lock is not None:
+                lock.release()
+        # A trial that is not finite has no output.
+        return output and output._replace(training_loss=output.metrics["train_loss"])
+
+    def _check_start(self) -> None:
+        """
+        Raises:
+            ResumeError: where the data, the tokenizer or the sharding are not those of the run that goes on.
+            UnsafeWeights: where loading the checkpoint would run code.
+        """
+        start = self.start
+        if start.checkpoint:
+            refuse_unsafe_checkpoint(Path(start.checkpoint))
+            facts = checkpoints.read(Path(start.checkpoint)).facts
+            problem = resume.sharding_problem(facts, self.sharding, self.accelerator.num_processes)
+            if problem:
+                raise ResumeError(f"{start.checkpoint} cannot be loaded: {problem}.")
+        changes = list(resume.facts_changes(start.record, what_decides(self)))
+        if changes and not start.is_anyway:
+            raise ResumeError(resume.refusal(self.run_folder, changes))
+        for change in changes:
+            logger.warning("Changed: %s", change)
