@@ -2,9 +2,10 @@
 
     OUTPUT_DIR/
       checkpoint-200/          whole, with `complete.json`: whose it is, and the size of each file
-      _incomplete/             what is being written, or was when the run was cut off; never loaded
+      _incomplete/             what is being written, or was when the run was cut off; never loaded, deleted in time
         checkpoint-250/
         model/                 the final model, before its files move to OUTPUT_DIR
+      _set_aside/              checkpoints that are damaged, or of steps that the run has gone back from; never loaded
 
 Uploads to the Hub leave out names that begin with an underscore.
 """
@@ -18,7 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orpo_trl.plain_files import MAX_RECORDS, read_text
+
 INCOMPLETE = "_incomplete"
+SET_ASIDE = "_set_aside"
 COMPLETE = "complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 # A folder with one of these is taken for a model, so they come last when a model's files move to their place.
@@ -35,13 +39,15 @@ class Checkpoint:
 
     Attributes:
         path: the folder.
-        facts: what `seal` was given: run, step, sharding, processes. Empty where another program wrote it.
+        facts: what `seal` was given: run, step, sharding, processes, model_only. Empty where it cannot be read.
         problem: why it cannot be used; None where it is whole.
+        is_sealed: it has a `complete.json`; else another program wrote it, or an earlier version.
     """
 
     path: Path
     facts: dict[str, Any]
     problem: str | None
+    is_sealed: bool = True
 
     @property
     def step(self) -> int:
@@ -73,17 +79,20 @@ def checkpoints_of(folder: Path) -> list[Checkpoint]:
 
 def read(path: Path) -> Checkpoint:
     """A checkpoint folder and what is wrong with it."""
+    if not path.is_symlink() and not (path / COMPLETE).exists():
+        return Checkpoint(path, {}, f"{COMPLETE} is missing", is_sealed=False)
     if path.is_symlink():
         return Checkpoint(path, {}, "it is a symbolic link")
+    facts: dict[str, Any] = {}
     try:
-        facts = json.loads((path / COMPLETE).read_text(encoding="utf-8"))
+        facts = json.loads(read_text(path / COMPLETE, MAX_RECORDS))
         sizes = facts.pop("files")
         for name, size in sizes.items():
             found = (path / name).stat().st_size
             if found != size:
                 return Checkpoint(path, facts, f"{name}: expected {size:,} bytes, found {found:,}")
     except FileNotFoundError as error:
-        return Checkpoint(path, {}, f"{Path(error.filename).relative_to(path)} is missing")
+        return Checkpoint(path, facts, f"{Path(error.filename).relative_to(path)} is missing")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return Checkpoint(path, {}, f"{COMPLETE} cannot be read: {error}")
     return Checkpoint(path, facts, None)
@@ -145,11 +154,14 @@ def recover(folder: Path) -> list[Path]:
     return found
 
 
-def set_aside(checkpoint: Path) -> Path:
-    """Move a checkpoint that is not whole to where it is not loaded, and return its new place."""
-    place = checkpoint.parent / INCOMPLETE / checkpoint.name
-    shutil.rmtree(place, ignore_errors=True)
+def set_aside(checkpoint: Path, folder: str = SET_ASIDE) -> Path:
+    """Move a checkpoint to where it is not loaded, and return its new place."""
+    place = checkpoint.parent / folder / checkpoint.name
     place.parent.mkdir(exist_ok=True)
+    number = 1
+    while os.path.lexists(place):
+        number += 1
+        place = place.with_name(f"{checkpoint.name}.{number}")
     os.rename(checkpoint, place)
     return place
 
@@ -176,7 +188,7 @@ def remove_old(folder: Path, limit: int | None, kept: Iterable[str | None]) -> N
     for path in whole:
         if path not in stays:
             # Deleting takes a while. A run that is cut off meanwhile must not find half of it.
-            shutil.rmtree(set_aside(path), ignore_errors=True)
+            shutil.rmtree(set_aside(path, INCOMPLETE), ignore_errors=True)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -48,7 +48,8 @@ class RunLock:
             self._descriptor = None
             raise LockedError(
                 f"{folder}: another run is in this folder: process {holder.get('pid', '?')} on "
-                f"{holder.get('host', 'an unknown host')}. Wait for it, stop it, or set another `output_dir`."
+                f"{holder.get('host', 'an unknown host')}. Wait for it, stop it, or set another `output_dir`. "
+                f"If it is gone, remove {path}."
             )
         os.truncate(self._descriptor, 0)
         os.pwrite(self._descriptor, json.dumps(_this_process()).encode(), 0)

@@ -1,7 +1,8 @@
 """How a trainer writes checkpoints and the final model: whole, or under a name that says that they are not."""
 
-import logging
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,10 @@ from orpo_trl import checkpoints, run_folder
 from orpo_trl.checkpoints import INCOMPLETE, SaveError
 from orpo_trl.config import ORPOConfig
 from orpo_trl.resume import Start
-from orpo_trl.upstream import WRITE_ERRORS, HookedSFTTrainer
+from orpo_trl.upstream import HookedSFTTrainer, is_write_error
 
-logger = logging.getLogger(__name__)
+# Seconds that a shared file system may take to show a new folder on all machines.
+_VISIBLE_WITHIN = 120
 
 
 class SavingMixin(HookedSFTTrainer):
@@ -49,9 +51,11 @@ class SavingMixin(HookedSFTTrainer):
                 }
                 checkpoints.seal(made_in / name, facts)
                 checkpoints.publish(made_in / name, self.run_folder / name)
-                checkpoints.remove_old(self.run_folder, self.args.save_total_limit, [self.state.best_model_checkpoint])
+                kept = [self.state.best_model_checkpoint, name]
+                checkpoints.remove_old(self.run_folder, self.args.save_total_limit, kept)
                 checkpoints.remove_incomplete(self.run_folder)
             self.accelerator.wait_for_everyone()
+            self._check_visible(self.run_folder / name)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the plain model, of all ranks' shards. Called by all ranks.
@@ -70,6 +74,12 @@ class SavingMixin(HookedSFTTrainer):
             self._begin_writing(made_in.parent)
             super().save_model(str(made_in), _internal_call=True)
             self.save_sharded_model(str(made_in))
+            if self.accelerator.is_main_process and not any(made_in.rglob("*.safetensors")):
+                raise SaveError(
+                    f"The model in {target} could not be written: the engine has gathered no weights. Under ZeRO-3, "
+                    "set `zero3_save_16bit_model: true` in the accelerate config, or "
+                    "`stage3_gather_16bit_weights_on_model_save: true` in DeepSpeed's."
+                )
             self._flush(made_in)
             if self._writes_names:
                 checkpoints.move_model(made_in, target)
@@ -91,6 +101,19 @@ class SavingMixin(HookedSFTTrainer):
         accelerator = self.accelerator
         return accelerator.is_local_main_process if self.args.save_on_each_node else accelerator.is_main_process
 
+    def _check_visible(self, checkpoint: Path) -> None:
+        """Each machine must see a checkpoint that is whole; a shared file system may take a while."""
+        if not self.accelerator.is_local_main_process:
+            return
+        end = time.monotonic() + _VISIBLE_WITHIN
+        while not (checkpoint / checkpoints.COMPLETE).exists():
+            if time.monotonic() > end:
+                raise SaveError(
+                    f"{checkpoint} is not to be seen on {socket.gethostname()}: `output_dir` is not shared by the "
+                    "machines. Set one that is, or `save_on_each_node: true`."
+                )
+            time.sleep(1)
+
     def _begin_writing(self, folder: Path) -> None:
         if self._writes_names:
             checkpoints.remove_incomplete(folder.parent)
@@ -107,9 +130,9 @@ class SavingMixin(HookedSFTTrainer):
     def _writing(self, what: str) -> Iterator[None]:
         try:
             yield
-        except SaveError:
-            raise
-        except WRITE_ERRORS as error:
+        except Exception as error:
+            if not is_write_error(error):
+                raise
             free = _free_space(self.run_folder)
             if self._writes_names:
                 checkpoints.remove_incomplete(self.run_folder)  # it may have filled the disk

@@ -1,13 +1,17 @@
 """How `train` starts: a run that begins, or one that goes on from a checkpoint."""
 
 import logging
+import socket
 from pathlib import Path
 from typing import Any
+
+from accelerate.utils import gather_object
 
 from orpo_trl import checkpoints, resume
 from orpo_trl.callbacks.record import what_decides
 from orpo_trl.config import ORPOConfig
 from orpo_trl.resume import Asked, ResumeError, Start
+from orpo_trl.resume_rules import facts_changes, sharding_problem
 from orpo_trl.upstream import HookedSFTTrainer
 from orpo_trl.weights import refuse_unsafe_checkpoint
 
@@ -35,11 +39,12 @@ class StartMixin(HookedSFTTrainer):
         """Train, as `transformers.Trainer.train`; with `resume: auto` in the settings, from the latest checkpoint on.
 
         Raises:
-            ResumeError: where the checkpoint is of a run that trains something else.
+            ResumeError: where the checkpoint is of a run that trains something else, or the run is finished.
             SaveError: where a checkpoint could not be written.
         """
         lock = None
-        if self._next_start is None and (resume_from_checkpoint or self.args.resume is not None):
+        is_trial = kwargs.get("trial") is not None  # of a search: each has a folder of its own
+        if self._next_start is None and not is_trial and (resume_from_checkpoint or self.args.resume is not None):
             wanted = Asked(
                 self.run_folder, self.recipe, self.args.resume, resume_from_checkpoint, self.args.resume_anyway,
                 self.args.overwrite_output_dir, self.accelerator.num_processes,
@@ -48,8 +53,11 @@ class StartMixin(HookedSFTTrainer):
                 self._next_start = resume.by_hand(wanted)
             else:
                 self._next_start, lock = resume.claim_on_all(wanted)
-        self.start, self._next_start = self._next_start or Start(), None
+        given = None if is_trial or not resume_from_checkpoint else str(resume_from_checkpoint)
+        self.start, self._next_start = self._next_start or Start(checkpoint=given), None
         try:
+            if self.start.finished:
+                raise ResumeError(self.start.finished)
             if self.start.is_continued or self.start.checkpoint:
                 self._check_start()
             output = super().train(self.start.checkpoint, *args, **kwargs)
@@ -67,13 +75,21 @@ class StartMixin(HookedSFTTrainer):
         """
         start = self.start
         if start.checkpoint:
+            # Each machine looks for itself: without a common disk, one may not have it.
+            problems = gather_object([self._checkpoint_problem(Path(start.checkpoint))])
+            if any(problems):
+                raise ResumeError(f"{start.checkpoint} cannot be loaded: {next(filter(None, problems))}.")
             refuse_unsafe_checkpoint(Path(start.checkpoint))
-            facts = checkpoints.read(Path(start.checkpoint)).facts
-            problem = resume.sharding_problem(facts, self.sharding, self.accelerator.num_processes)
-            if problem:
-                raise ResumeError(f"{start.checkpoint} cannot be loaded: {problem}.")
-        changes = list(resume.facts_changes(start.record, what_decides(self)))
+        changes = list(facts_changes(start.record, what_decides(self)))
         if changes and not start.is_anyway:
             raise ResumeError(resume.refusal(self.run_folder, changes))
         for change in changes:
             logger.warning("Changed: %s", change)
+
+    def _checkpoint_problem(self, path: Path) -> str | None:
+        if not path.is_dir():
+            return f"it is not to be seen on {socket.gethostname()}"
+        facts = checkpoints.read(path).facts
+        if self.start.is_continued and facts.get("run", self.start.run_id) != self.start.run_id:
+            return f"on {socket.gethostname()}, it is of another run"
+        return sharding_problem(facts, self.sharding, self.accelerator.num_processes)

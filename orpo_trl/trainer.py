@@ -407,11 +407,15 @@ class ORPOTrainer(TokenBudgetMixin, StartMixin, GuardMixin, SavingMixin, upstrea
             self._throughput.stop()
             if self.interruption is not None:  # the figures of a part of the run
                 return
-            logs["train_loss"] = self._mean_loss()
+            logs["train_loss"] = self._mean_loss(logs["train_loss"])
         super().log(logs, start_time)
 
-    def _mean_loss(self) -> float:
-        """Mean of the loss over all optimiser steps of the run, also of those before it went on."""
+    def _mean_loss(self, of_this_start: float) -> float:
+        """Mean of the loss over all optimiser steps of the run, also of those before it went on.
+
+        Args:
+            of_this_start: the Trainer's mean, for a run without logs.
+        """
         if self.pair_metrics.had_non_finite_loss:
             return float("nan")
         total, last = 0.0, 0
@@ -419,7 +423,7 @@ class ORPOTrainer(TokenBudgetMixin, StartMixin, GuardMixin, SavingMixin, upstrea
             if "loss" in log:
                 total += log["loss"] * (log["step"] - last)
                 last = log["step"]
-        return total / max(last, 1)
+        return total / last if last else of_this_start
 
     # ---- Model card ----------------------------------------------------------------------------------------------
 

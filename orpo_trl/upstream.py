@@ -263,8 +263,15 @@ except (ImportError, AttributeError):
     raise
 
 
-# What a full or missing disk raises: torch, which writes checkpoints, gives a RuntimeError.
-WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+# Settings in the groups of an optimizer that a run that goes on may change.
+OPTIMIZER_SETTINGS = ("initial_lr", "betas", "eps", "weight_decay")
+
+
+def is_write_error(error: BaseException) -> bool:
+    """Whether an error is that of a file that could not be written. torch gives a RuntimeError where a disk is full."""
+    if isinstance(error, RuntimeError):
+        return any(word in str(error) for word in ("inline_container", "PytorchStreamWriter", "filesystem error"))
+    return isinstance(error, (OSError, SafetensorError))
 
 
 # ---- The LM head -----------------------------------------------------------------------------------------------------
@@ -663,6 +670,7 @@ class HookedSFTTrainer(SFTTrainer):
         return super()._run_epoch(model, epoch, *args, **kwargs)
 
     def _finalize_training(self, *args, **kwargs):
+        self._name_best_checkpoint()
         best = self.state.best_model_checkpoint
         if self.interruption is not None:
             # The best model is for the end of a run: loading it takes time, and the Trainer deletes checkpoints then.
@@ -708,14 +716,23 @@ class HookedSFTTrainer(SFTTrainer):
             self._made_in = made_in
             try:
                 super()._save_checkpoint(model, trial)
-                if self.state.best_model_checkpoint == str(made_in / name):
-                    self.state.best_model_checkpoint = str(self.run_folder / name)
-                    if self.args.should_save:
-                        self.state.save_to_json(str(made_in / name / "trainer_state.json"))
+                self._name_best_checkpoint()
+                if self.args.should_save:
+                    self.state.save_to_json(str(made_in / name / "trainer_state.json"))
             finally:
                 self._made_in = None
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(self.run_folder / name))
+
+    def _name_best_checkpoint(self) -> None:
+        """Give the state the path that the best checkpoint has, or gets, in the run's folder.
+
+        The Trainer looks for it where checkpoints are made, and a folder that was moved has another path.
+        """
+        best = self.state.best_global_step
+        path = self.run_folder / f"checkpoint-{best}"
+        if best and (best == self.state.global_step or path.is_dir()):
+            self.state.best_model_checkpoint = str(path)
 
     def _push_from_checkpoint(self, checkpoint_folder):
         if self._made_in is None:  # else its files are still going to be moved
@@ -725,10 +742,7 @@ class HookedSFTTrainer(SFTTrainer):
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         made: Any = self.optimizer
         if made is not None:
-            self._as_asked = [
-                {name: value for name, value in group.items() if name not in ("params", "lr")}
-                for group in made.param_groups
-            ]
+            self._as_asked = [dict(group, params=None) for group in made.param_groups]
         return scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint):
@@ -743,7 +757,8 @@ class HookedSFTTrainer(SFTTrainer):
         inner: Any = getattr(scheduler, "scheduler", scheduler)  # accelerate's wrapper
         for group, asked in zip(optimizer.param_groups, self._as_asked, strict=True):
             before, rate = group.get("initial_lr"), asked.get("initial_lr")
-            group.update(asked)
+            # Some optimizers keep their state beside these.
+            group.update({name: asked[name] for name in OPTIMIZER_SETTINGS if name in asked})
             if before and rate and before != rate:
                 group["lr"] *= rate / before
         rates: list[Any] = [asked.get("initial_lr") for asked in self._as_asked]

@@ -9,6 +9,7 @@ a recipe before training, and `orpo-trl train RECIPE` finds the command line for
 
 # ruff: noqa: E402 (some of the warnings to hide are given by imports)
 
+import atexit
 import logging
 import os
 import sys
@@ -46,7 +47,8 @@ from orpo_trl.processes import world_problem
 from orpo_trl.recipe.files import RecipeError
 from orpo_trl.recipe.parse import build_settings, load_recipe
 from orpo_trl.recipe.show import expanded
-from orpo_trl.resume import OF_ONE_START, Asked, ResumeError, claim_on_all, named_files
+from orpo_trl.resume import OF_ONE_START, Asked, ResumeError, claim_on_all
+from orpo_trl.resume_rules import named_files
 from orpo_trl.weights import UnsafeWeights
 
 
@@ -82,9 +84,11 @@ def main(arguments: list[str]) -> None:
         inputs=named_files(model_args, data_args, training_args),
     )
     try:
-        start, _lock = claim_on_all(wanted)  # the lock ends with this process
+        start, lock = claim_on_all(wanted)
     except ResumeError as error:
         fail(error)
+    if lock is not None:
+        atexit.register(lock.release)
     if start.finished:
         PartialState().print(start.finished)
         return

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from orpo_trl import checkpoints
-from orpo_trl.checkpoints import COMPLETE, INCOMPLETE
+from orpo_trl.checkpoints import COMPLETE, INCOMPLETE, SET_ASIDE
 
 
 def written(folder, step, run="a", seal=True):
@@ -43,9 +43,10 @@ def test_a_damaged_checkpoint_is_not_whole_and_is_set_aside_by_name(tmp_path, da
     (found,) = checkpoints.checkpoints_of(tmp_path)
     assert problem in (found.problem or "")
     place = checkpoints.set_aside(path)
-    assert place == tmp_path / INCOMPLETE / "checkpoint-4"
+    assert place == tmp_path / SET_ASIDE / "checkpoint-4"
     assert not path.exists()
     assert checkpoints.checkpoints_of(tmp_path) == []
+    assert checkpoints.set_aside(written(tmp_path, 4)).name == "checkpoint-4.2"
 
 
 def test_the_latest_comes_first_by_number(tmp_path):

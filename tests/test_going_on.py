@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig
 from support.small import make_dataset, settings, tiny_model
 from transformers import TrainerCallback
 
@@ -31,10 +32,11 @@ class CrashAt(TrainerCallback):
             raise Crash
 
 
-def run(tokenizer, folder, crash_at=None, rows=40, **kwargs) -> ORPOTrainer:
+def run(tokenizer, folder, crash_at=None, rows=40, peft_config=None, **kwargs) -> ORPOTrainer:
     trainer = ORPOTrainer(
         tiny_model(), settings(folder, **{**OPTIONS, **kwargs}), train_dataset=make_dataset(rows),
         eval_dataset=make_dataset(6, seed=1), processing_class=tokenizer, callbacks=[CrashAt(crash_at)],
+        peft_config=peft_config,
     )  # fmt: skip
     trainer.output = trainer.train()
     return trainer
@@ -126,6 +128,34 @@ def test_another_template_is_refused(tokenizer, tmp_path):
     tokenizer.chat_template = "{{ messages }}"
     with pytest.raises(ResumeError, match="the tokenizer or its chat template"):
         run(tokenizer, tmp_path)
+
+
+def test_a_finished_run_is_not_trained_again(tokenizer, tmp_path):
+    run(tokenizer, tmp_path).save_model()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(ResumeError, match=r"is finished: step 9.* Nothing to do"):
+        run(tokenizer, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_folder_that_was_moved_keeps_its_best_checkpoint(tokenizer, tmp_path):
+    whole = run(tokenizer, tmp_path / "whole", load_best_model_at_end=True)
+    crash(tokenizer, tmp_path / "a", 8, load_best_model_at_end=True)
+    (tmp_path / "a").rename(tmp_path / "b")
+    again = run(tokenizer, tmp_path / "b", load_best_model_at_end=True)
+    best = whole.state.best_model_checkpoint
+    assert best.startswith(str(tmp_path / "whole"))
+    assert again.state.best_model_checkpoint == best.replace(str(tmp_path / "whole"), str(tmp_path / "b"))
+
+
+def test_another_adapter_is_refused(tokenizer, tmp_path):
+    def lora(alpha):
+        return LoraConfig(r=2, lora_alpha=alpha, target_modules=["q_proj"], task_type="CAUSAL_LM")
+
+    crash(tokenizer, tmp_path, 4, peft_config=lora(4))
+    with pytest.raises(ResumeError, match="the settings of the adapter"):
+        run(tokenizer, tmp_path, peft_config=lora(8))
+    run(tokenizer, tmp_path, peft_config=lora(4))
 
 
 def test_the_best_checkpoint_has_its_place_in_the_folder(tokenizer, tmp_path):

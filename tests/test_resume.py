@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from support.small import REPOSITORY
 
-from orpo_trl import checkpoints, resume, run_folder
+from orpo_trl import checkpoints, resume_rules, run_folder
 from orpo_trl.recipe.keys import recipe_keys
-from orpo_trl.resume import Asked, ResumeError, claim, settings_changes
+from orpo_trl.resume import Asked, ResumeError, claim
+from orpo_trl.resume_rules import settings_changes
 from orpo_trl.yaml_text import to_yaml
 
 SETTINGS = {"learning_rate": 1e-3, "beta": 0.5, "max_steps": 40, "dataset_name": "rows.jsonl", "seed": 42}
@@ -63,7 +64,7 @@ def test_a_cut_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path):
     start = begin(folder)
     assert start.checkpoint == str(folder / "checkpoint-4")
     assert any("checkpoint-8 is not whole (trainer_state.json: expected 2 bytes, found 0)" in x for x in start.notes)
-    assert (folder / "_incomplete" / "checkpoint-8").is_dir()
+    assert (folder / "_set_aside" / "checkpoint-8").is_dir()
 
 
 def test_a_run_without_a_whole_checkpoint_begins_again_under_its_id(tmp_path):
@@ -95,7 +96,7 @@ def test_a_finished_run_whose_data_file_has_changed_is_not_taken_for_the_same(tm
     rows.parent.mkdir()
     rows.write_text("{}\n")
     named = {"dataset_name": str(rows)}
-    folder = write_run(tmp_path / "runs" / "out", saved="2026-01-01", inputs=resume.digests_of(named))
+    folder = write_run(tmp_path / "runs" / "out", saved="2026-01-01", inputs=resume_rules.digests_of(named))
     assert begin(folder, inputs=named).finished
     rows.write_text("{}\n{}\n")
     start = begin(folder, inputs=named)
@@ -142,6 +143,7 @@ def test_an_unfinished_run_without_checkpoints_gives_way_to_other_settings(tmp_p
         ({"use_peft": True}, "use_peft: false -> true"),
         ({"per_device_train_batch_size": 16}, "pairs of an optimiser step"),
         ({"max_steps": 20}, "max_steps: 40 -> 20"),
+        ({"learning_rate": 0.1, "lr_scheduler_type": "reduce_lr_on_plateau"}, "learning_rate: 0.001 -> 0.1"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -164,7 +166,8 @@ def test_what_changes_the_training_is_refused_by_name_and_allowed_by_resume_anyw
         ({"max_steps": 60}, "Changed: max_steps: 40 -> 60"),
         ({"logging_steps": 7}, None),
         ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, None),
-        ({"deepspeed": "zero3"}, None),
+        ({"deepspeed": "zero3"}, "Changed: deepspeed: null -> zero3"),
+        ({"load_best_model_at_end": True}, "Changed: load_best_model_at_end: false -> true"),
         ({"save_strategy": "epoch"}, None),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -189,8 +192,9 @@ def test_a_checkpoint_of_another_run_in_the_folder_is_refused(tmp_path):
     folder = write_run(tmp_path / "out")
     other = write_run(tmp_path / "other", steps=(12,), run="second")
     (other / "checkpoint-12").rename(folder / "checkpoint-12")
-    with pytest.raises(ResumeError, match=r"checkpoint-12 is a checkpoint of another run \(second"):
-        begin(folder)
+    for how in ({}, {"checkpoint": str(folder / "checkpoint-12")}):
+        with pytest.raises(ResumeError, match=r"checkpoint-12 is a checkpoint of another run \(second"):
+            begin(folder, **how)
 
 
 def test_checkpoints_of_another_program_are_not_taken_by_auto_but_by_hand(tmp_path):
@@ -207,7 +211,80 @@ def test_a_checkpoint_of_another_folder_begins_a_run_by_its_path_alone(tmp_path)
     assert (start.checkpoint, start.is_continued) == (str(other / "checkpoint-4"), False)
     folder = write_run(tmp_path / "mine", run="mine")
     with pytest.raises(ResumeError, match="is of another folder"):
-        begin(folder, checkpoint=str(other / "checkpoint-4"))
+        begin(folder, checkpoint=str(other / "checkpoint-4"), resume=None)
+    # The same command goes on with the run that it has begun.
+    assert begin(folder, checkpoint=str(other / "checkpoint-4")).checkpoint == str(folder / "checkpoint-8")
+
+
+def test_a_run_that_began_elsewhere_and_has_no_checkpoint_yet_begins_there_again(tmp_path):
+    other = write_run(tmp_path / "other")
+    folder = write_run(tmp_path / "mine", run="mine", steps=())
+    start = begin(folder, checkpoint=str(other / "checkpoint-4"))
+    assert (start.run_id, start.checkpoint) == ("mine", str(other / "checkpoint-4"))
+
+
+@pytest.mark.parametrize("how", [{}, {"checkpoint": True}], ids=["auto", "by hand"])
+def test_later_checkpoints_of_steps_that_are_taken_back_are_set_aside(tmp_path, how):
+    folder = write_run(tmp_path / "out", steps=(4, 8, 12))
+    start = begin(folder, checkpoint=str(folder / "checkpoint-4"))
+    assert start.checkpoint == str(folder / "checkpoint-4")
+    assert any("checkpoint-12 is of a later step" in note for note in start.notes)
+    assert sorted(path.name for path in (folder / "_set_aside").iterdir()) == ["checkpoint-12", "checkpoint-8"]
+    assert begin(folder, **how).checkpoint == str(folder / "checkpoint-4")
+
+
+@pytest.mark.parametrize("checkpoint", [True, "checkpoint-8"])
+def test_a_damaged_checkpoint_is_not_taken_by_hand_either(tmp_path, checkpoint):
+    folder = write_run(tmp_path / "out", steps=(8,))
+    (folder / "checkpoint-8" / "trainer_state.json").unlink()
+    named = checkpoint if checkpoint is True else str(folder / checkpoint)
+    with pytest.raises(ResumeError, match=r"is not whole: trainer_state.json is missing|found none"):
+        begin(folder, checkpoint=named)
+
+
+def test_a_run_of_an_earlier_version_is_not_begun_again(tmp_path):
+    folder = write_run(tmp_path / "out", steps=())
+    record = run_folder.read_record(folder)
+    run_folder.write_record(folder, {key: value for key, value in record.items() if key != "id"})
+    (folder / "checkpoint-4").mkdir()
+    with pytest.raises(ResumeError, match="or of an earlier version"):
+        begin(folder)
+    assert (folder / "checkpoint-4").is_dir()
+    run_folder.write_record(folder, {"processes": 1, "finished": "2025-01-01", "last_step": 40})
+    assert "saved 2025-01-01" in begin(folder).finished
+
+
+def test_names_of_environment_variables_are_compared_as_they_stand(tmp_path):
+    named = {**SETTINGS, "per_device_train_batch_size": "${BS}", "gradient_accumulation_steps": "${GA}"}
+    folder = write_run(tmp_path / "out", {**named, "max_steps": "${N}"})
+    assert begin(folder, {**named, "max_steps": "${N}"}).checkpoint
+    with pytest.raises(ResumeError, match="pairs of an optimiser step"):
+        begin(folder, {**named, "per_device_train_batch_size": 8, "max_steps": "${N}"})
+
+
+def test_the_split_of_a_batch_is_part_of_the_loss_with_micro_batch_mean(tmp_path):
+    before = {**SETTINGS, "nll_reduction": "micro_batch_mean"}
+    folder = write_run(tmp_path / "out", before)
+    with pytest.raises(ResumeError, match="8 x 1 -> 4 x 2"):
+        begin(folder, {**before, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2})
+
+
+def test_a_changed_file_of_a_stream_is_refused(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("{}")
+    named = {"dataset_name": str(tmp_path / "rows.jsonl")}
+    stream = {**SETTINGS, "dataset_streaming": True}
+    folder = write_run(tmp_path / "out", stream, inputs=resume_rules.digests_of(named))
+    (tmp_path / "rows.jsonl").write_text("{} ")
+    with pytest.raises(ResumeError, match="the files of `dataset_name`"):
+        begin(folder, stream, inputs=named)
+
+
+def test_fewer_steps_than_epochs_gave_are_refused(tmp_path):
+    folder = write_run(tmp_path / "out", {**SETTINGS, "max_steps": -1})
+    run_folder.write_record(folder, {**run_folder.read_record(folder), "max_steps": 40})
+    with pytest.raises(ResumeError, match="max_steps: -1 -> 5"):
+        begin(folder, {**SETTINGS, "max_steps": 5})
+    assert begin(folder, {**SETTINGS, "max_steps": 50}).checkpoint
 
 
 @pytest.mark.parametrize("checkpoint", [True, "absent"])
@@ -234,8 +311,8 @@ def test_the_folder_that_we_are_in_is_not_set_aside(tmp_path, monkeypatch):
 
 
 def test_every_name_in_the_rules_is_a_key():
-    assert set() == (resume.FREE | resume.REPORTED) - set(recipe_keys())
-    assert not resume.FREE & resume.REPORTED
+    assert set() == (resume_rules.FREE | resume_rules.REPORTED) - set(recipe_keys())
+    assert not resume_rules.FREE & resume_rules.REPORTED
 
 
 def test_a_key_that_the_rules_do_not_name_is_refused():
@@ -249,19 +326,19 @@ def test_a_value_that_is_written_out_is_the_default():
 
 def test_the_table_of_the_docs_is_the_rules():
     text = (REPOSITORY / "docs" / "resuming.md").read_text(encoding="utf-8")
-    for name in resume.REPORTED:
+    for name in resume_rules.REPORTED:
         assert f"`{name}`" in text, name
 
 
 def test_pairs_and_tokenizer_that_differ_are_refused():
     before = {"datasets": {"train": {"rows": 5, "sha256": "a" * 64}}, "tokenizer": "c" * 64}
-    assert list(resume.facts_changes(before, before)) == []
+    assert list(resume_rules.facts_changes(before, before)) == []
     after = {"datasets": {"train": {"rows": 6, "sha256": "b" * 64}}, "tokenizer": "d" * 64}
-    changes = list(resume.facts_changes(before, after))
+    changes = list(resume_rules.facts_changes(before, after))
     assert [change.name for change in changes] == ["the training pairs", "the tokenizer or its chat template"]
     assert all(change.is_refused for change in changes)
     # A stream has no fingerprint, and runs of earlier versions have none of the tokenizer.
-    assert list(resume.facts_changes({}, after)) == []
+    assert list(resume_rules.facts_changes({}, after)) == []
 
 
 @pytest.mark.parametrize(
@@ -277,7 +354,7 @@ def test_pairs_and_tokenizer_that_differ_are_refused():
     ids=str,
 )
 def test_a_checkpoint_that_the_engine_cannot_read_is_named(facts, sharding, processes, words):
-    problem = resume.sharding_problem(facts, sharding, processes)
+    problem = resume_rules.sharding_problem(facts, sharding, processes)
     assert problem is None if words is None else words in (problem or "")
 
 
@@ -286,9 +363,9 @@ def test_digests_know_content_and_the_head_of_weights(tmp_path):
     (tmp_path / "model" / "model.safetensors").write_bytes(bytes(2 * 2**20))
     (tmp_path / "model" / "config.json").write_text(json.dumps({"a": 1}))
     named = {"model_name_or_path": str(tmp_path / "model"), "dataset_name": "a/hub-id"}
-    first = resume.digests_of(named)
+    first = resume_rules.digests_of(named)
     assert list(first) == ["model_name_or_path"]
     (tmp_path / "model" / "_lock").write_text("x")
-    assert resume.digests_of(named) == first
+    assert resume_rules.digests_of(named) == first
     (tmp_path / "model" / "config.json").write_text(json.dumps({"a": 2}))
-    assert resume.digests_of(named) != first
+    assert resume_rules.digests_of(named) != first

@@ -4,7 +4,7 @@ from transformers import IntervalStrategy, TrainerCallback
 
 
 class LastLog(TrainerCallback):
-    """With `logging_steps`, asks for a log where training stops; the Trainer gives none where the step has one.
+    """With logs by steps or epochs, asks for a log where training stops; the Trainer gives none where the step has one.
 
     Also before a checkpoint: a run that goes on from it does not know the losses of the steps since the last log.
     """
@@ -20,5 +20,5 @@ class LastLog(TrainerCallback):
     @staticmethod
     def _ask(args, control, is_last: bool) -> None:
         is_due = is_last or control.should_training_stop or control.should_save
-        if args.logging_strategy == IntervalStrategy.STEPS and is_due:
+        if args.logging_strategy != IntervalStrategy.NO and is_due:
             control.should_log = True

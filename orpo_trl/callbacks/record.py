@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import json
 import logging
 import platform
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 import torch
+from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from transformers import TrainerCallback
 
@@ -43,6 +45,7 @@ class RunRecord(TrainerCallback):
     def __init__(self, trainer):
         self.trainer = trainer
         self._record: dict[str, Any] | None = None
+        self._has_trained = False
 
     @property
     def _folder(self) -> Path:
@@ -52,7 +55,7 @@ class RunRecord(TrainerCallback):
         if not state.is_world_process_zero:
             return
         # What this process wrote before training, such as an evaluation of the untrained model, belongs to this run.
-        if state.global_step or self._record is None:
+        if state.global_step or self._record is None or self._has_trained:
             run_folder.keep_until(self._folder, state.global_step if state.global_step else -1)
         self._begin(state)
 
@@ -63,6 +66,7 @@ class RunRecord(TrainerCallback):
             if self._record is not None:
                 logger.warning("%s was removed while the run writes there. Its files so far are gone.", self._folder)
             self._begin(state)
+        self._has_trained |= "loss" in (logs or {})
         # `epoch` is among the logs of training. `total_flos` is an estimate that does not know of shared prompts.
         log = {name: value for name, value in (logs or {}).items() if name != "total_flos"}
         run_folder.append_log(self._folder, {"step": state.global_step, **log})
@@ -71,6 +75,7 @@ class RunRecord(TrainerCallback):
         if state.is_world_process_zero and self.trainer.interruption is None:
             record = {**(self._record or {}), "finished": run_folder.now(), "last_step": state.global_step}
             run_folder.write_record(self._folder, record)
+        self._has_trained = False
         self._record = None  # the next call of `train` begins another run
 
     def _begin(self, state) -> None:
@@ -139,6 +144,7 @@ def what_decides(trainer) -> dict[str, Any]:
     return {
         "datasets": {} if train is None else {"train": _describe_data(train)},
         "tokenizer": tokenizer_digest(trainer.text_tokenizer),
+        "adapter": adapter_digest(trainer.accelerator.unwrap_model(trainer.model)),
     }
 
 
@@ -154,6 +160,10 @@ def settings_as_recipe(args: ORPOConfig, model_name: str) -> str:
     """The settings that are not the default, as a recipe, for a run without a recipe; tokens are left out."""
     values: dict[str, Any] = {"model_name_or_path": model_name} if model_name else {}
     plain = args.to_dict()
+    if plain.get("model_init_kwargs"):  # the trainer adds this where there are several processes
+        plain["model_init_kwargs"] = {
+            k: v for k, v in plain["model_init_kwargs"].items() if (k, v) != ("device_map", None)
+        }
     for field in fields(args):
         default = field.default if field.default_factory is MISSING else field.default_factory()
         is_kept = field.init and field.name not in OF_ONE_START and not field.name.endswith("_token")
@@ -183,6 +193,19 @@ def token_digest(pairs: Dataset) -> str:
             for part in (lengths, pc.call_function("list_flatten", [rows[column]])):
                 digest.update(part.to_numpy().astype("<i4").tobytes())
     return digest.hexdigest()
+
+
+def adapter_digest(model) -> str | None:
+    """SHA-256 of an adapter's settings, which `ORPOTrainer` takes as an object; None for a model without one."""
+    if not is_peft_model(model):
+        return None
+    of_file = ("base_model_name_or_path", "revision", "inference_mode", "peft_version")
+    settings = {
+        name: sorted(value) if isinstance(value, set) else value
+        for name, value in model.peft_config[model.active_adapter].to_dict().items()
+        if name not in of_file
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def tokenizer_digest(tokenizer) -> str:
