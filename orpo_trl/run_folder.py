@@ -74,11 +74,20 @@ def append_trouble(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
     append_lines(folder / TROUBLE, rows)
 
 
-def keep_until(folder: Path, step: int) -> None:
-    """Remove the logs, samples and trouble after a step, because a run that resumes at that step writes them again."""
+def keep_until(folder: Path, step: int, logs_at_step: int | None = None) -> None:
+    """Remove the logs, samples and trouble after a step, because a run that resumes at that step writes them again.
+
+    Args:
+        folder: the run's.
+        step: of the checkpoint; -1 to remove all.
+        logs_at_step: logs of the step itself that were written before the checkpoint; None for all. At the end of a
+            run, more of them follow.
+    """
     for path in (folder / LOGS, folder / SAMPLES, folder / TROUBLE):
-        records = read_lines(path)
-        kept = [record for record in records if record.get("step", 0) <= step]
+        kept = [record for record in read_lines(path) if record.get("step", 0) <= step]
+        if path.name == LOGS and logs_at_step is not None:
+            before = sum(record.get("step", 0) < step for record in kept)
+            kept = kept[: before + logs_at_step]
         if kept:
             write_text(path, "".join(_lines(kept)))  # whole: a run that is cut off meanwhile would have lost them
         else:

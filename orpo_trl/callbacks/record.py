@@ -56,7 +56,8 @@ class RunRecord(TrainerCallback):
             return
         # What this process wrote before training, such as an evaluation of the untrained model, belongs to this run.
         if state.global_step or self._record is None or self._has_trained:
-            run_folder.keep_until(self._folder, state.global_step if state.global_step else -1)
+            known = sum(log.get("step") == state.global_step for log in state.log_history)
+            run_folder.keep_until(self._folder, state.global_step or -1, known)
         self._begin(state)
 
     def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs):

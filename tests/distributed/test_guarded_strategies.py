@@ -87,7 +87,8 @@ def test_bad_row_of_one_rank_is_skipped_on_both(engine, options, poisoned, one_p
 )
 def test_learning_rate_that_explodes_ends_both_ranks_and_leaves_finite_files(engine, options, base, tmp_path):
     rate = {"learning_rate": 1e4, "lr_scheduler_type": "constant", "max_steps": 9}
-    save = {"save_strategy": "steps", "save_steps": 1, "save_only_model": True}
+    # transformers has no plain models in the checkpoints of FSDP's shards.
+    save = {"save_strategy": "steps", "save_steps": 1, "save_only_model": engine != "fsdp2"}
     ranks = run(engine, tmp_path / "two", base, **options, **rate, **save)
     assert ranks[0]["error"]
     assert ranks[0]["error"] == ranks[1]["error"]

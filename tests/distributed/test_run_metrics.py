@@ -26,7 +26,7 @@ JOB = {
     "config": {
         "beta": BETA, "max_steps": 3, "learning_rate": 3e-3, "optim": "adamw_torch", "logging_steps": 1,
         "per_device_eval_batch_size": 2, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps",
-        "save_steps": 1, "train_sampling_strategy": "sequential",
+        "save_steps": 1, "save_only_model": True, "train_sampling_strategy": "sequential",
     },
 }  # fmt: skip
 
