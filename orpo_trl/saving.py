@@ -58,16 +58,24 @@ class SavingMixin(HookedSFTTrainer):
             self._check_visible(self.run_folder / name)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the plain model as `write_model`, and with `push_to_hub` send it, as the Trainer does."""
+        if not self.is_saving_checkpoint:
+            self.write_model(output_dir)
+            if self.args.push_to_hub and not _internal_call:
+                self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+        elif self._checkpoints_hold_models:
+            super().save_model(output_dir, _internal_call)
+            self.save_sharded_model(str(output_dir))
+
+    def write_model(self, output_dir: str | None = None) -> None:
         """Write the plain model, of all ranks' shards. Called by all ranks.
+
+        Args:
+            output_dir: by default that of the run, which counts as finished then.
 
         Raises:
             SaveError: where it cannot be written.
         """
-        if self.is_saving_checkpoint:
-            if self._checkpoints_hold_models:
-                super().save_model(output_dir, _internal_call)
-                self.save_sharded_model(str(output_dir))
-            return
         target = Path(output_dir or self.run_folder)
         made_in = target / INCOMPLETE / "model"
         with self._writing(f"model in {target}"):
@@ -87,8 +95,6 @@ class SavingMixin(HookedSFTTrainer):
                 if target == self.run_folder:
                     run_folder.mark_saved(target)
             self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     @property
     def _checkpoints_hold_models(self) -> bool:

@@ -13,6 +13,7 @@ and transformers' trainers into methods that `ORPOTrainer` overrides.
 
 import importlib
 import inspect
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -28,6 +29,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,8 @@ NEEDS = (
     Need(f"{_SFT}._tag_names", "the tags of a model on the Hub"),
     Need(f"{_SFT}._save_checkpoint", "checkpoints that are renamed when they are whole", ("model", "trial")),
     Need(f"{_TRAINER}._push_from_checkpoint", "sending a checkpoint once it has its name", ("checkpoint_folder",)),
+    Need(f"{_TRAINER}._finish_current_push", "telling pushes that have failed"),
+    Need("transformers.utils.PushInProgress", "telling pushes that have failed", ("jobs",)),
     Need(f"{_TRAINER}._load_optimizer_and_scheduler", "the learning rate of a resumed run", ("checkpoint",)),
     Need(f"{_TRAINER}._save", "the plain model of FSDP's shards", ("output_dir", "state_dict")),
     Need("accelerate.state.AcceleratorState.deepspeed_plugin", "the stage of ZeRO"),
@@ -736,7 +741,19 @@ class HookedSFTTrainer(SFTTrainer):
 
     def _push_from_checkpoint(self, checkpoint_folder):
         if self._made_in is None:  # else its files are still going to be moved
+            self._tell_failed_pushes()
             super()._push_from_checkpoint(checkpoint_folder)
+
+    def _finish_current_push(self):
+        super()._finish_current_push()
+        self._tell_failed_pushes()
+
+    def _tell_failed_pushes(self) -> None:
+        """The Trainer pushes in threads, and does not look at how they have ended."""
+        push = getattr(self, "push_in_progress", None)
+        for job in push.jobs if push is not None else ():
+            if job.done() and job.exception() is not None:
+                logger.warning("A push to the Hub has failed, and training goes on: %s", job.exception())
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         scheduler = super().create_scheduler(num_training_steps, optimizer)

@@ -150,7 +150,7 @@ def main(arguments: list[str]) -> None:
     # ---- Save --------------------------------------------------------------------------------------------------------
     cast(PreTrainedModel, trainer.model).config.use_cache = True  # off in training, wanted for generation
     try:
-        trainer.save_model(training_args.output_dir)
+        trainer.write_model()
         trainer.create_model_card()
     except (SaveError, OSError) as error:
         fail(error, FAILED, from_any=True)
@@ -159,9 +159,20 @@ def main(arguments: list[str]) -> None:
             print_summary(metrics)
         print(printable(hide(f"Saved the model to {training_args.output_dir}")))
     if training_args.push_to_hub:
-        trainer.push_to_hub()
+        push(trainer)
     finish_wandb()
     trainer.accelerator.end_training()
+
+
+def push(trainer: ORPOTrainer) -> None:
+    try:
+        trainer.push_to_hub()
+    except Exception as error:  # of its HTTP client, whichever that is
+        folder, name = trainer.run_folder, trainer.hub_model_id
+        fail(
+            f"The model is saved in {folder}, and could not be sent to the Hub: {error}\nOnce it can be reached, "
+            f"`hf upload {name} {folder}` sends it.", FAILED,
+        )  # fmt: skip
 
 
 def end_interrupted(trainer: ORPOTrainer) -> NoReturn:
