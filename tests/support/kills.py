@@ -8,14 +8,16 @@ checkpoint. Prints one line per kill, and at the end what is equal; the exit sta
 
 import argparse
 import json
-import os
 import random
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from orpo_trl.checkpoints import INCOMPLETE
 from orpo_trl.run_folder import LOGS, read_lines, read_record
@@ -70,9 +72,13 @@ def kill_at_a_moment(process: subprocess.Popen, output: Path, moment: str, chanc
         _wait(process, lambda: False, chance.uniform(0, 0.2))
     half = [path.name for path in (output / INCOMPLETE).glob("*")]
     try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
         return "over"
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # all at one moment: a rank would answer the launcher's death
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.send_signal(number)
     process.wait()
     return f"{moment}, logged to step {_logged(output)}" + (f", in {half[0]}" if half else "")
 
