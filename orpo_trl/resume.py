@@ -105,9 +105,10 @@ def claim(asked: Asked) -> tuple[Start, RunLock]:
         start, in_the_way = decide(asked)
         if not in_the_way:
             return start, lock
-        note = f"{in_the_way} It is now in {_set_aside(asked.folder)}."
+        real = asked.folder.resolve()  # the output folder may be a link
+        note = f"{in_the_way} It is now in {_set_aside(real)}."
         lock.release()
-        asked.folder.mkdir(parents=True)
+        real.mkdir()
         return Start(inputs=start.inputs, notes=(*start.notes, note)), RunLock(asked.folder)
     except BaseException:
         lock.release()
@@ -329,7 +330,6 @@ def _finished(asked: Asked, record: Mapping[str, Any]) -> str:
 
 
 def _set_aside(folder: Path) -> Path:
-    folder = folder.resolve()
     if Path.cwd().is_relative_to(folder):
         raise ResumeError(f"`output_dir`: {folder} holds the current folder, so its run cannot be set aside")
     place = folder.with_name(f"{folder.name}_{datetime.now():%Y-%m-%d_%H-%M-%S}")

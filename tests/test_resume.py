@@ -91,6 +91,15 @@ def test_a_finished_run_of_other_settings_is_set_aside_with_a_line_that_says_so(
     assert [path.name for path in folder.iterdir()] == ["_lock"]
 
 
+def test_an_output_folder_that_is_a_link_stays_one(tmp_path):
+    write_run(tmp_path / "disk" / "out", saved="2026-01-01")
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "out")
+    begin(tmp_path / "out", {**SETTINGS, "beta": 0.1})
+    assert (tmp_path / "out").is_symlink()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["_lock"]
+    assert len(others(tmp_path / "disk" / "out")) == 1
+
+
 def test_a_finished_run_whose_data_file_has_changed_is_not_taken_for_the_same(tmp_path):
     rows = tmp_path / "data" / "rows.jsonl"
     rows.parent.mkdir()
