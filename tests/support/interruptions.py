@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
             shutil.rmtree(output, ignore_errors=True)
             at = choose.uniform(0, 0.8) * training + (to_first if what == "stop_after" else 0)
             run, seconds, status = interrupt(output, words, what, at)
-            while status == 0:  # the machine was faster this time: the run was over
+            while "Saved the model" in run.log():  # the machine was faster this time: the run was over
                 at *= 0.8
                 shutil.rmtree(output)
                 run, seconds, status = interrupt(output, words, what, at)
