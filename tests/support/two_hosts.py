@@ -103,7 +103,7 @@ def compare(hosts: TwoHosts, engine: str, folder: Path) -> bool:
 def cut(hosts: TwoHosts, engine: str, folder: Path) -> bool:
     """Cut the cable in a run, and start both sides again; whether both end within a minute, and go on then."""
     output, logs = folder / f"{engine}-cut", [folder / f"{engine}-cut-{rank}.log" for rank in (0, 1)]
-    words = ["--max_steps", "400", "--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "3"]
+    words = ["--max_steps", "60", "--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "3"]
     words += ["--output_dir", str(output)]
     sides = [hosts.start(rank, logs[rank], engine, *words) for rank in (0, 1)]
     while not (output / "checkpoint-4").is_dir() and all(side.poll() is None for side in sides):
@@ -117,7 +117,7 @@ def cut(hosts: TwoHosts, engine: str, folder: Path) -> bool:
     hosts.mend()
     said = [[line for line in log.read_text().splitlines() if "orpo-trl train:" in line][-1:] for log in logs]
     print(f"{engine}: cable cut; status and seconds: {ends}; {said}", flush=True)
-    again = [hosts.start(rank, logs[rank], engine, *words, "--max_steps", "30") for rank in (0, 1)]
+    again = [hosts.start(rank, logs[rank], engine, *words) for rank in (0, 1)]
     statuses = [side.wait(300) for side in again]
     print(f"{engine}: started again: {statuses}", flush=True)
     return all(status == 1 and seconds <= 60 for status, seconds in ends) and not any(statuses)
