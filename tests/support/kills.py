@@ -58,29 +58,55 @@ def start(words: list[str], folder: Path, log: Path) -> subprocess.Popen:
 
 def kill_at_a_moment(process: subprocess.Popen, output: Path, moment: str, chance: random.Random) -> str:
     """Waits for the moment and kills the process with all that it has started. Returns where the run was."""
+    left = _writing(output, set())  # by a start that was killed
     if moment == "at once":
         _wait(process, lambda: False, chance.uniform(0, 8))
-    elif moment == "checkpoint":
-        _wait(process, lambda: any((output / INCOMPLETE).glob("*")), 300)
-        _wait(process, lambda: False, chance.uniform(0, 0.06))
-    else:
+    elif moment == "training":
         # A start logs from its checkpoint on, and has cut off what the one before had logged after it.
         known, steps = process_starts(output), chance.randint(1, 14)
         _wait(process, lambda: process_starts(output) != known, 300)
         begin = _logged(output)
         _wait(process, lambda: _logged(output) >= begin + steps, 300)
         _wait(process, lambda: False, chance.uniform(0, 0.2))
-    half = [path.name for path in (output / INCOMPLETE).glob("*")]
-    try:
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
+    for _ in range(100):
+        if moment == "checkpoint":
+            _wait(process, lambda: bool(_writing(output, left)), 300)
+            _wait(process, lambda: False, chance.uniform(0, 0.06))
+        family = _stopped(process.pid)
+        half = sorted(name for name, _ in _writing(output, left))
+        if half or moment != "checkpoint":
+            break
+        _send(family, signal.SIGCONT)  # the checkpoint was written already: the next one
+    if not family:
         return "over"
-    for number in (signal.SIGSTOP, signal.SIGKILL):  # all at one moment: a rank would answer the launcher's death
-        for member in family:
-            with suppress(psutil.NoSuchProcess):
-                member.send_signal(number)
+    _send(family, signal.SIGKILL)
     process.wait()
     return f"{moment}, logged to step {_logged(output)}" + (f", in {half[0]}" if half else "")
+
+
+def _writing(output: Path, known: set[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Names of the checkpoints that are being written, and when they last changed, without those that are known."""
+    found = set()
+    for path in (output / INCOMPLETE).glob("*"):
+        with suppress(OSError):
+            found.add((path.name, path.stat().st_ctime_ns))
+    return found - known
+
+
+def _stopped(pid: int) -> list[psutil.Process]:
+    """A process and all that it has started, stopped at one moment: a rank would answer its launcher's death."""
+    try:
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+    _send(family, signal.SIGSTOP)
+    return family
+
+
+def _send(family: list[psutil.Process], number: int) -> None:
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.send_signal(number)
 
 
 def process_starts(output: Path) -> float:
