@@ -140,7 +140,7 @@ def describe_run(trainer, state) -> dict[str, Any]:
 
 
 def what_decides(trainer) -> dict[str, Any]:
-    """What must stay when a run goes on, beside its settings: see `resume.facts_changes`."""
+    """What must stay when a run goes on, beside its settings: see `resume_rules.facts_changes`."""
     train = trainer.train_dataset
     return {
         "datasets": {} if train is None else {"train": _describe_data(train)},

@@ -140,10 +140,11 @@ class TensorBoardRun(TensorBoardCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
+        is_continued = bool(state.global_step) or self.trainer.start.is_continued
         if self.logging_dir is None:
-            is_continued = bool(state.global_step) or self.trainer.start.is_continued
             self.logging_dir = str(_event_folder(Path(args.output_dir) / "runs", is_continued))
-        if state.is_world_process_zero and self.tb_writer is None:
+        # The trials of a search have folders of their own, which the Trainer's integration names.
+        if is_continued and state.is_world_process_zero and not state.is_hyper_param_search and self.tb_writer is None:
             # Without what the earlier start has logged after the checkpoint.
             self.tb_writer = event_writer(self, self.logging_dir, state.global_step)
         super().on_train_begin(args, state, control, **kwargs)
