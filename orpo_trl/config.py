@@ -1,6 +1,7 @@
 """Typed settings of a run: `ORPOConfig` for the trainer, `ModelArguments` and `DataArguments` for the entry point."""
 
 import copy
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from trl import ModelConfig, SFTConfig
 from typing_extensions import Required, TypedDict
 
 from orpo_trl.durations import read_duration
+from orpo_trl.global_batch import split_global_batch
 from orpo_trl.hidden import hide_all
 from orpo_trl.sections import MEANINGLESS
 
@@ -97,6 +99,20 @@ class ORPOConfig(SFTConfig):
             "prompt runs once; an error where that is not exact for the model. 'padded': a padded row per response. "
             "'auto': shared_prefix wherever it is exact; with `neftune_noise_alpha`, padded.",
             "choices": list(PAIR_LAYOUTS),
+        },
+    )
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pairs of an optimiser step, on any number of processes. `gradient_accumulation_steps` follows; "
+            "where the pairs of a process are no multiple of `per_device_train_batch_size`, the micro-batch is "
+            "lowered to what divides them. None: micro-batch x accumulation x processes."
+        },
+    )
+    gradient_accumulation_steps: int | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "Micro-batches of an optimiser step on each process. None: what `global_batch_size` needs, else 1."
         },
     )
     max_tokens_per_micro_batch: int | None = field(
@@ -236,6 +252,10 @@ class ORPOConfig(SFTConfig):
             # Without it, accelerate looks for the backend of a GPU and finds none. Each process of a distributed launch
             # then runs as if it were the only one.
             self.use_cpu = True
+        # What was asked for, before `split_for` changes it.
+        self._asked_split = (self.per_device_train_batch_size, self.gradient_accumulation_steps)
+        # Before TrainingArguments fill in the DeepSpeed config. Launchers tell a process how many there are by this.
+        self.split_for(int(os.environ.get("WORLD_SIZE", 1)))
         super().__post_init__()
         unsafe = self._loading_problems()
         if unsafe:
@@ -243,6 +263,29 @@ class ORPOConfig(SFTConfig):
         if self.run_name is None and self.output_dir is not None:
             # Otherwise trackers invent a name, and a resumed run gets another one.
             self.run_name = Path(self.output_dir).name
+
+    def split_for(self, processes: int) -> str:
+        """Sets micro-batch and accumulation as `global_batch_size` wants them for a number of processes.
+
+        Returns:
+            What the user should know of it, or an empty string.
+
+        Raises:
+            SettingsError: if these processes cannot share the global batch.
+        """
+        micro_batch, accumulation = self._asked_split
+        if self.global_batch_size is None:
+            self.gradient_accumulation_steps = accumulation or 1
+            return ""
+        try:
+            split = split_global_batch(
+                self.global_batch_size, micro_batch, accumulation, processes, self.nll_reduction == "micro_batch_mean"
+            )
+        except ValueError as error:
+            keys = ("global_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
+            raise SettingsError("ORPOConfig", [SettingsProblem(keys, str(error))]) from error
+        self.per_device_train_batch_size, self.gradient_accumulation_steps = split.micro_batch, split.accumulation
+        return split.note
 
     @classmethod
     def of(cls, args: TrainingArguments) -> "ORPOConfig":
@@ -318,7 +361,12 @@ class ORPOConfig(SFTConfig):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
                 wrong(name, f"{least} or more tokens, or None for no limit")
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        for name in (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "global_batch_size",
+        ):
             if isinstance(getattr(self, name), (int, float)) and getattr(self, name) < 1:
                 wrong(name, "at least 1")
         if not isinstance(self.max_nonfinite_steps, int) or self.max_nonfinite_steps < 1:
@@ -352,6 +400,9 @@ class ORPOConfig(SFTConfig):
                 "set `auto` or `padded`"
             )
             found.append(SettingsProblem(("pair_layout", "neftune_noise_alpha"), text))
+        if self.global_batch_size is not None and self.auto_find_batch_size:
+            text = "`auto_find_batch_size: true` would change the pairs of a step, which `global_batch_size` sets"
+            found.append(SettingsProblem(("auto_find_batch_size", "global_batch_size"), text))
         if self.activation_offloading and not torch.accelerator.is_available():
             text = "`activation_offloading: true` moves activations from an accelerator, and there is none"
             found.append(SettingsProblem(("activation_offloading",), text))

@@ -33,8 +33,8 @@ REPORTED = frozenset(
     use_liger_kernel liger_kernel_config deepspeed fsdp fsdp_config load_best_model_at_end metric_for_best_model
     greater_is_better""".split()
 )
-# Of these, only their product with the number of processes counts: the rows of an optimiser step.
-BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
+# Of these, only the pairs of an optimiser step count.
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "global_batch_size")
 # These may grow.
 _LENGTH = ("max_steps", "num_train_epochs")
 # The learning rate of these is a state of its own, which the checkpoint has.
@@ -101,20 +101,31 @@ def settings_changes(
             is_reported = name in REPORTED and not has_state
             is_free = name in FREE
             yield Change(name, old, new, is_refused=not is_reported and not is_free, is_silent=is_free)
-    splits = [[value(settings, name) for name in BATCH] for settings in (before, after)]
-    if not _is_number(*splits[0], *splits[1]):  # `${NAME}`
-        changed = splits[0] != splits[1]
-        pairs: list[Any] = [" x ".join(map(str, split)) for split in splits]
-    else:
-        pairs = [split[0] * split[1] * count for split, count in zip(splits, processes, strict=True)]
-        changed = pairs[0] != pairs[1]
-        # A mean of means over micro-batches is another loss for each split.
-        if value(after, "nll_reduction") == "micro_batch_mean" and splits[0] != splits[1]:
-            changed, pairs = True, [" x ".join(map(str, split)) for split in splits]
+    splits = [_split(settings, defaults) for settings in (before, after)]
+    pairs = [_pairs(*split, count) for split, count in zip(splits, processes, strict=True)]
+    if value(after, "nll_reduction") == "micro_batch_mean" and splits[0][0] != splits[1][0]:
+        # A mean of means over micro-batches is another loss for each size of these.
+        pairs = [f"{pair} in micro-batches of {split[0]}" for pair, split in zip(pairs, splits, strict=True)]
+    changed = pairs[0] != pairs[1]
     if changed:
-        yield Change("pairs of an optimiser step (batch size x accumulation x processes)", *pairs, is_refused=True)
+        yield Change("pairs of an optimiser step", *pairs, is_refused=True)
     elif processes[0] != processes[1]:
         yield Change("processes", *processes)
+
+
+def _split(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Any]:
+    """Micro-batch, accumulation and global batch; of the last two, one is None."""
+    micro_batch, accumulation, whole = (settings.get(name, defaults.get(name)) for name in BATCH)
+    return [micro_batch, None if whole else accumulation or 1, whole]
+
+
+def _pairs(micro_batch: Any, accumulation: Any, whole: Any, processes: int) -> Any:
+    """Pairs of an optimiser step; words where one is the name of an environment variable."""
+    if whole:
+        return whole
+    if not _is_number(micro_batch, accumulation):
+        return f"{micro_batch} x {accumulation} x {processes}"
+    return micro_batch * accumulation * processes
 
 
 def _is_number(*values: Any) -> bool:

@@ -16,8 +16,9 @@ SECTIONS: Mapping[str, Sequence[str]] = {
         dataset_streaming shuffle_dataset strings_as_messages prompt_turns on_malformed on_unrendered
         max_prompt_length max_completion_length max_length dataset_num_proc""".split(),
     "ORPO": "beta nll_scope nll_reduction disable_dropout".split(),
-    "Training": """num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps
-        max_tokens_per_micro_batch train_sampling_strategy auto_find_batch_size learning_rate lr_scheduler_type
+    "Training": """num_train_epochs max_steps global_batch_size per_device_train_batch_size
+        gradient_accumulation_steps max_tokens_per_micro_batch train_sampling_strategy auto_find_batch_size
+        learning_rate lr_scheduler_type
         lr_scheduler_kwargs warmup_steps optim optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon
         weight_decay max_grad_norm max_nonfinite_steps neftune_noise_alpha seed data_seed full_determinism
         ignore_data_skip restore_callback_states_from_checkpoint dataloader_drop_last dataloader_num_workers

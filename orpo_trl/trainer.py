@@ -213,8 +213,9 @@ class ORPOTrainer(TokenBudgetMixin, StartMixin, GuardMixin, SavingMixin, upstrea
         checks.check_vocabulary(self.text_tokenizer, self.model.config, args)
         wanted = args.pair_layout if data_collator is None else getattr(data_collator, "layout", "padded")
         self.layout, reason = choose_layout(self.model, wanted, bool(args.neftune_noise_alpha))
-        if reason and self.is_world_process_zero():
-            logger.warning(reason)
+        notes = (reason, checks.check_global_batch(args, self.accelerator.num_processes))
+        for note in filter(None, notes if self.is_world_process_zero() else ()):
+            logger.warning(note)
         if data_collator is None:
             # SFTTrainer has settled the pad token while making its own collator, which is for texts.
             padding = self.text_tokenizer.pad_token_id if args.padding_value is None else args.padding_value

@@ -288,3 +288,22 @@ def check_sampler(sampler: GlobalBatchSampler, rows: int) -> None:
             f"The train dataset has {rows:,} rows, fewer than the {sampler.effective_batch_size:,} of one optimiser "
             "step, and `dataloader_drop_last` leaves them out."
         )
+
+
+def check_global_batch(args: ORPOConfig, processes: int) -> str:
+    """That an optimiser step has the pairs of `global_batch_size`, whoever has started the processes.
+
+    Returns:
+        What the user should know of how the processes share it, or an empty string.
+
+    Raises:
+        ValueError: if it has others: where a launcher does not set WORLD_SIZE, or a search tries batch sizes.
+    """
+    pairs = args.per_device_train_batch_size * (args.gradient_accumulation_steps or 1) * processes
+    if args.global_batch_size not in (None, pairs):
+        raise ValueError(
+            f"`global_batch_size: {args.global_batch_size}`, but an optimiser step has {pairs} pairs: "
+            f"{args.per_device_train_batch_size} (micro-batch) x {args.gradient_accumulation_steps} (accumulation) x "
+            f"{processes} (processes). Start the processes by `accelerate launch` or `orpo-trl train`."
+        )
+    return args.split_for(processes)

@@ -151,6 +151,7 @@ def test_an_unfinished_run_without_checkpoints_gives_way_to_other_settings(tmp_p
         ({"nll_reduction": "sequence_mean"}, "nll_reduction: token_mean -> sequence_mean"),
         ({"use_peft": True}, "use_peft: false -> true"),
         ({"per_device_train_batch_size": 16}, "pairs of an optimiser step"),
+        ({"global_batch_size": 16}, "pairs of an optimiser step"),
         ({"max_steps": 20}, "max_steps: 40 -> 20"),
         ({"learning_rate": 0.1, "lr_scheduler_type": "reduce_lr_on_plateau"}, "learning_rate: 0.001 -> 0.1"),
     ],
@@ -175,6 +176,7 @@ def test_what_changes_the_training_is_refused_by_name_and_allowed_by_resume_anyw
         ({"max_steps": 60}, "Changed: max_steps: 40 -> 60"),
         ({"logging_steps": 7}, None),
         ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, None),
+        ({"per_device_train_batch_size": 4, "global_batch_size": 8}, None),
         ({"deepspeed": "zero3"}, "Changed: deepspeed: null -> zero3"),
         ({"load_best_model_at_end": True}, "Changed: load_best_model_at_end: false -> true"),
         ({"save_strategy": "epoch"}, None),
@@ -274,7 +276,7 @@ def test_names_of_environment_variables_are_compared_as_they_stand(tmp_path):
 def test_the_split_of_a_batch_is_part_of_the_loss_with_micro_batch_mean(tmp_path):
     before = {**SETTINGS, "nll_reduction": "micro_batch_mean"}
     folder = write_run(tmp_path / "out", before)
-    with pytest.raises(ResumeError, match="8 x 1 -> 4 x 2"):
+    with pytest.raises(ResumeError, match="8 in micro-batches of 8 -> 8 in micro-batches of 4"):
         begin(folder, {**before, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2})
 
 

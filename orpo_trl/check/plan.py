@@ -46,7 +46,11 @@ def check_schedule(
     options: CheckOptions, recipe: RecipeResult, model: ModelResult, data: DataResult
 ) -> Iterator[str | ScheduleResult]:
     """Optimiser steps, warm-up, and tokens of an epoch."""
-    training, batch_size = recipe.training, recipe.training.per_device_train_batch_size
+    training = recipe.training
+    note = training.split_for(options.processes)
+    if note:
+        yield note
+    batch_size = training.per_device_train_batch_size
     per_step = batch_size * options.processes * training.gradient_accumulation_steps
     yield (
         f"{per_step} pairs an optimiser step: {batch_size} a process, times "

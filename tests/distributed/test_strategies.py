@@ -104,6 +104,32 @@ def test_two_ddp_processes_have_the_logs_and_weights_of_one(base, tmp_path):
 
 
 @slow
+def test_global_batch_is_the_same_experiment_on_one_two_and_four_processes(base, tmp_path):
+    """4 processes take micro-batches of 2, and say so. The last step of an epoch has 5 rows."""
+    config = {
+        **JOB["config"], "global_batch_size": 8, "per_device_train_batch_size": 4, "max_steps": -1,
+        "num_train_epochs": 2, "learning_rate": 1e-2,
+    }  # fmt: skip
+    results, weights = {}, {}
+    for count in (1, 2, 4):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        job = {**JOB, "rows": 21, "nll_only_every": 4, "config": config, "model": base, "output_dir": folder}
+        results[count] = train(job, None if count == 1 else "ddp", processes=count)
+        weights[count] = load_file(folder / "model.safetensors")
+        assert results[count]["ranks"] == count
+        lowered = results[count]["stdout"].count("`per_device_train_batch_size` is 2, not 4")
+        assert lowered == (1 if count == 4 else 0)
+    for count in (2, 4):
+        for name in CURVES | {"grad_norm", "rewards/margins"}:
+            expected = curve(results[1], name)
+            assert len(expected) == 6
+            assert curve(results[count], name) == pytest.approx(expected, rel=1e-5, abs=1e-5), (count, name)
+        for name, weight in weights[1].items():
+            torch.testing.assert_close(weights[count][name], weight, rtol=1e-5, atol=1e-5)
+
+
+@slow
 @pytest.mark.parametrize("shards", [1, 3])
 def test_two_processes_train_on_a_stream_as_one_does(base, tmp_path, shards):
     """accelerate alone repeats rows of a single file. It gives each rank its own files, and then ZeRO-3 hangs."""

@@ -28,14 +28,18 @@ def cpu_engine(name: str, folder: Path) -> Path:
     return path
 
 
-def launch(script: Path, *arguments: str, engine: Path | str | None = None, check: bool = True):
-    """Runs a script in one process, under `accelerate launch` with a config, or, for "ddp", under torchrun."""
+def launch(script: Path, *arguments: str, engine: Path | str | None = None, check: bool = True, processes: int = 2):
+    """Runs a script in one process, under `accelerate launch` with a config, or, for "ddp", under torchrun.
+
+    Args:
+        processes: under torchrun.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     command = [sys.executable]
     if engine == "ddp":
-        command += ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", port]
     elif engine is not None:
         command += ["-m", "accelerate.commands.launch", "--config_file", str(engine), "--main_process_port", port]
     done = subprocess.run(
@@ -51,8 +55,9 @@ def launch(script: Path, *arguments: str, engine: Path | str | None = None, chec
     return done
 
 
-def train(job: dict, engine: Path | str | None = None) -> dict:
+def train(job: dict, engine: Path | str | None = None, processes: int = 2) -> dict:
     """Runs tests/support/run_job.py and returns its result, with all that it printed."""
     output = Path(job["output_dir"])
-    done = launch(REPOSITORY / "tests" / "support" / "run_job.py", json.dumps(job, default=str), engine=engine)
+    script = REPOSITORY / "tests" / "support" / "run_job.py"
+    done = launch(script, json.dumps(job, default=str), engine=engine, processes=processes)
     return {**json.loads((output / "result.json").read_text()), "stdout": done.stdout + done.stderr}

@@ -1,0 +1,107 @@
+"""The pairs of an optimiser step, shared by any number of processes."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.small import REPOSITORY
+
+from orpo_trl import ORPOConfig
+from orpo_trl.config import SettingsError
+from orpo_trl.global_batch import split_global_batch
+from orpo_trl.paths import RECIPES
+from orpo_trl.recipe.parse import build_settings, load_recipe
+
+
+@given(st.integers(1, 512), st.integers(1, 64), st.integers(1, 64), st.booleans())
+def test_each_process_gets_its_share_or_the_answer_names_those_that_can(pairs, micro_batch, processes, is_fixed):
+    fits = pairs % processes == 0 and (not is_fixed or (pairs // processes) % micro_batch == 0)
+    if not fits:
+        with pytest.raises(ValueError, match=f"`global_batch_size: {pairs}` cannot be shared by {processes} process"):
+            split_global_batch(pairs, micro_batch, None, processes, is_fixed)
+        return
+    split = split_global_batch(pairs, micro_batch, None, processes, is_fixed)
+    assert split.micro_batch * split.accumulation * processes == pairs
+    assert split.micro_batch <= micro_batch
+    larger = range(split.micro_batch + 1, micro_batch + 1)
+    assert all((pairs // processes) % size for size in larger), "a larger micro-batch would do"
+    assert bool(split.note) == (split.micro_batch != micro_batch)
+
+
+def test_lowered_micro_batch_is_told_with_both_values():
+    split = split_global_batch(32, 8, None, 16)
+    assert (split.micro_batch, split.accumulation) == (2, 1)
+    assert "`per_device_train_batch_size` is 2, not 8" in split.note
+
+
+def test_processes_that_fit_are_listed():
+    with pytest.raises(ValueError, match=r"by 3 processes; it can be by 1, 2, 4, 8, 16, 32$"):
+        split_global_batch(32, 8, None, 3)
+    with pytest.raises(ValueError, match=r"micro-batches of 8, on which .* depends; it can be by 1, 2, 4$"):
+        split_global_batch(32, 8, None, 8, is_micro_batch_fixed=True)
+
+
+def test_config_takes_processes_from_the_launcher(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    config = ORPOConfig(str(tmp_path), global_batch_size=32, per_device_train_batch_size=8)
+    assert config.gradient_accumulation_steps == 4
+    assert config.split_for(8) == (
+        "`per_device_train_batch_size` is 4, not 8: "
+        "`global_batch_size: 32` leaves 4 pairs of an optimiser step to each of 8 processes"
+    )
+    assert (config.per_device_train_batch_size, config.gradient_accumulation_steps) == (4, 1)
+    assert config.split_for(2) == ""  # what was asked for is not forgotten
+    assert (config.per_device_train_batch_size, config.gradient_accumulation_steps) == (8, 2)
+
+
+def test_without_it_accumulation_is_one_unless_set(tmp_path):
+    assert ORPOConfig(str(tmp_path)).gradient_accumulation_steps == 1
+    assert ORPOConfig(str(tmp_path), gradient_accumulation_steps=3).gradient_accumulation_steps == 3
+
+
+@pytest.mark.parametrize("accumulation", [1, 8])
+def test_contradiction_is_refused(accumulation, tmp_path):
+    with pytest.raises(SettingsError, match=r"`global_batch_size: 32` contradicts .* leave `gradient_accumulation"):
+        ORPOConfig(
+            str(tmp_path),
+            global_batch_size=32,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=accumulation,
+        )
+
+
+def test_settings_made_of_settings_are_the_same(tmp_path):
+    config = ORPOConfig(str(tmp_path), global_batch_size=32, per_device_train_batch_size=8)
+    again = ORPOConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init})
+    assert (again.per_device_train_batch_size, again.gradient_accumulation_steps) == (8, 4)
+
+
+def test_batch_size_that_transformers_seeks_is_refused_beside_it(tmp_path):
+    with pytest.raises(SettingsError, match="auto_find_batch_size"):
+        ORPOConfig(str(tmp_path), global_batch_size=32, auto_find_batch_size=True)
+
+
+# The quickstart reproduces nothing.
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "quickstart")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_stands_for_its_batch_or_refuses(name):
+    recipe = load_recipe([str(REPOSITORY / "recipes" / f"{name}.yaml")])
+    _, _, training = build_settings(recipe, with_engine=False)
+    assert training.global_batch_size == recipe.settings["global_batch_size"]
+    stood = []
+    for processes in (1, 2, 3, 4, 8, 16):
+        try:
+            training.split_for(processes)
+        except SettingsError as error:
+            assert f"cannot be shared by {processes} process" in str(error)
+            continue
+        stood.append(processes)
+        pairs = training.per_device_train_batch_size * training.gradient_accumulation_steps * processes
+        assert pairs == training.global_batch_size
+        if training.nll_reduction == "micro_batch_mean":
+            assert training.per_device_train_batch_size == recipe.settings["per_device_train_batch_size"]
+    assert {1, 2} <= set(stood)
+    assert 3 not in stood
