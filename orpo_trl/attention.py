@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from orpo_trl import varlen
 from orpo_trl.upstream import attention_name, eager_attention, is_flash_attention_requested, set_attention_name
 
 # Model types of transformers for which tests/test_attention.py shows that the packed row gives the loss and gradient of
@@ -31,7 +31,10 @@ _not_compiled: Any = torch.compiler.disable
 
 
 class _Forward:
-    """State of the running forward pass, for the attention layers and the mask: its arguments do not reach the mask."""
+    """State of the running forward pass, for the attention layers and the mask: its arguments do not reach the mask.
+
+    A compiled layer notes nothing: `was_read` is of layers that run eagerly.
+    """
 
     is_packed = False
     was_read = False
@@ -105,6 +108,7 @@ def enable_packed_rows(model: nn.Module) -> None:
     name = attention_name(config)
     if name.startswith(_PREFIX):  # by an earlier trainer
         return
+    varlen.test_kernel()
     attention = eager_attention(model) if name == "eager" else AttentionInterface()[name]
     if not is_flash_attention_requested(config):
         mask = AttentionMaskInterface()[name]
@@ -118,8 +122,13 @@ def enable_packed_rows(model: nn.Module) -> None:
 
 
 @contextmanager
-def reading_packed_row() -> Iterator[None]:
+def reading_packed_row(model: nn.Module, is_compiled: bool = False) -> Iterator[None]:
     """Surrounds a forward call that brings `segments`: no mask over the whole row is made.
+
+    Args:
+        model: whose attention `enable_packed_rows` has set.
+        is_compiled: the layers are compiled, and cannot tell that they have read the segments. That their attention is
+            still ours is the proof then.
 
     Raises:
         RuntimeError: where no attention layer has read the segments, so that the outputs are wrong.
@@ -129,11 +138,17 @@ def reading_packed_row() -> Iterator[None]:
         yield
     finally:
         _Forward.is_packed = False
-    if not _Forward.was_read:
+    if not (_reads_segments(model) if is_compiled else _Forward.was_read):
         raise RuntimeError(
             "No attention layer of the model has read the packed row: its `attn_implementation` was changed after the "
             "trainer was made. Set `pair_layout: padded`, or choose the implementation when loading the model."
         )
+
+
+def _reads_segments(model: nn.Module) -> bool:
+    config: Any = without_adapter(getattr(model, "module", model)).config
+    attention = AttentionInterface().get(attention_name(config))
+    return isinstance(attention, partial) and attention.func is _attention
 
 
 def without_adapter(model: Any) -> PreTrainedModel:
@@ -167,7 +182,8 @@ def _attention(
     """
     if segments is None:
         return attention(module, query, key, value, attention_mask, **kwargs)
-    _Forward.was_read = True
+    if not torch.compiler.is_compiling():  # an assignment in a checkpointed layer would end the graph
+        _Forward.was_read = True
     index = segments["key_index"]
     key, value = key.index_select(2, index), value.index_select(2, index)
     if is_flash_attention_requested(module.config):
@@ -184,8 +200,8 @@ def _attention(
             **kwargs,
         )
     query, key, value = (_in_autocast_dtype(tensor) for tensor in (query, key, value))
-    if _varlen_is_exact(query, value, **kwargs):
-        return _varlen(query, key, value, segments, **kwargs), None
+    if varlen.is_exact(query, value, **kwargs):
+        return varlen.varlen(query, key, value, segments, **kwargs), None
     return _by_segment(attention, module, query, key, value, segments, **kwargs), None
 
 
@@ -193,38 +209,6 @@ def _in_autocast_dtype(tensor: torch.Tensor) -> torch.Tensor:
     """Rotary embeddings leave queries and keys in fp32; autocast casts them for torch's own attention, not for ours."""
     device = tensor.device.type
     return tensor.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tensor
-
-
-def _varlen_is_exact(query, value, dropout=0.0, softcap=None, s_aux=None, position_bias=None, **kwargs) -> bool:
-    return (
-        query.is_cuda
-        and query.dtype in (torch.float16, torch.bfloat16)
-        and query.shape[-1] == value.shape[-1] <= 256
-        and query.shape[-1] % 8 == 0
-        and not dropout
-        and softcap is None
-        and s_aux is None
-        and position_bias is None
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
-    )
-
-
-def _varlen(query, key, value, segments, scaling=None, sliding_window=None, **kwargs) -> torch.Tensor:
-    """All segments in one FlashAttention call, whose causal mask is aligned at the end of queries and keys."""
-    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    output: Any = varlen_attn(
-        query,
-        key,
-        value,
-        segments["query_ends"],
-        segments["key_ends"],
-        segments["longest_query"],
-        segments["longest_key"],
-        scale=scaling,
-        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    return output[None]
 
 
 @_not_compiled

@@ -395,7 +395,8 @@ class ORPOTrainer(TokenBudgetMixin, StartMixin, GuardMixin, SavingMixin, upstrea
     def token_logps(self, model, inputs):
         of_model = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
         of_model |= {"output_router_logits": True} if self.aux_loss_enabled else {}
-        with reading_packed_row() if "segments" in inputs else nullcontext():
+        reading = reading_packed_row(self.model, self.args.torch_compile) if "segments" in inputs else nullcontext()
+        with reading:
             token_logps, outputs = upstream.run_fused_head(model, of_model)
         return token_logps.float(), outputs
 

@@ -4,6 +4,7 @@ import copy
 import functools
 import itertools
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from trl.experimental.orpo import ORPOConfig as TRLConfig
 from trl.experimental.orpo import ORPOTrainer as TRLTrainer
 
 import orpo_trl.attention
+import orpo_trl.varlen
 from orpo_trl import ORPOTrainer
 from orpo_trl.attention import EXACT_MODEL_TYPES, enable_packed_rows, reading_packed_row, why_not_exact
 from orpo_trl.batch import MODEL_INPUTS, PairCollator
@@ -63,7 +65,7 @@ def gradients(loss: torch.Tensor, model) -> torch.Tensor:
 
 def token_logps(model, batch: dict) -> torch.Tensor:
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch and name != "shift_labels"}
-    with reading_packed_row() if "segments" in batch else nullcontext():
+    with reading_packed_row(model) if "segments" in batch else nullcontext():
         logits = model(**inputs, use_cache=False).logits.float()
     labels = batch["shift_labels"]
     logps = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
@@ -248,6 +250,45 @@ def test_torch_compile_trains_the_same(checkpointing, tokenizer, tmp_path):
     assert logs[1] == pytest.approx(logs[0], rel=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_model_is_one_graph(checkpointing, tokenizer, tmp_path, monkeypatch):
+    """Ten batches of changing lengths, with the call that CUDA gets: the graph that has the layers has all of them."""
+
+    def varlen_attn(query, key, value, *ends, **options):  # of the right shape is enough to be traced
+        return query + key.mean() + value.mean()
+
+    monkeypatch.setattr(orpo_trl.varlen, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(orpo_trl.varlen, "is_exact", lambda *args, **kwargs: True)
+    activations = []
+
+    def count(graph, example_inputs):
+        parts = [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]
+        nodes = [node for part in parts for node in part.graph.nodes]
+        activations.append(sum(node.target is torch.nn.functional.silu for node in nodes))  # one in each layer
+        return graph.forward
+
+    monkeypatch.setitem(torch._dynamo.backends.registry._COMPILER_FNS, "eager", count)
+    torch._dynamo.reset()
+    trainer = ORPOTrainer(
+        tiny_model(),
+        settings(
+            tmp_path,
+            torch_compile=True,
+            torch_compile_backend="eager",
+            max_steps=10,
+            gradient_checkpointing=checkpointing,
+            pair_layout="shared_prefix",
+        ),
+        train_dataset=make_dataset(40),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    with_layers = [count for count in activations if count]
+    assert set(with_layers) == {trainer.model.config.num_hidden_layers}
+    assert len(with_layers) <= 3, "one for the first length, and one for all others"
+
+
 def test_bf16_is_as_near_to_fp32_as_padded_rows_are():
     model = tiny_model(99, sliding_window=7)
     packed = copy.deepcopy(model)
@@ -277,23 +318,65 @@ def reference_varlen(query, key, value, query_ends, key_ends, scale, window):
     return torch.cat(outputs).to(query.dtype)
 
 
+@pytest.mark.parametrize("shares_heads", [True, False], ids=["torch 2.12", "torch 2.11"])
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "gpt2", "qwen2"])
-def test_one_variable_length_call_reads_all_segments(model_type, monkeypatch):
+def test_one_variable_length_call_reads_all_segments(model_type, shares_heads, monkeypatch):
     """The call that CUDA gets, on a kernel written out from torch.nn.attention.varlen's documentation."""
 
-    def varlen_attn(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    def varlen_attn(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa=False):
         assert (cu_q.dtype, cu_k.dtype) == (torch.int32, torch.int32)
         assert max_q == cu_q.diff().max()
         assert max_k == cu_k.diff().max()
         assert enable_gqa == (query.shape[1] != key.shape[1])
+        assert shares_heads or not enable_gqa
         assert window_size[1] == 0
         return reference_varlen(query, key, value, cu_q.tolist(), cu_k.tolist(), scale, window_size[0])
 
-    monkeypatch.setattr(orpo_trl.attention, "varlen_attn", varlen_attn)
-    monkeypatch.setattr(orpo_trl.attention, "_varlen_is_exact", lambda *args, **kwargs: True)
+    monkeypatch.setattr(orpo_trl.varlen, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(orpo_trl.varlen, "is_exact", lambda *args, **kwargs: True)
+    monkeypatch.setattr(orpo_trl.varlen, "_SHARES_HEADS", shares_heads)
     model, packed = model_of_type(model_type)
     loss, expected = loss_of(packed, PAIRS, "shared_prefix"), loss_of(model, PAIRS, "padded")
     assert_same(loss, gradients(loss, packed), expected, gradients(expected, model))
+
+
+@pytest.mark.parametrize("dtype", orpo_trl.varlen.DTYPES)
+@pytest.mark.parametrize("is_at_end", [True, False], ids=["bottom right", "top left"])
+def test_self_test_finds_a_causal_mask_at_the_wrong_end(is_at_end, dtype, monkeypatch):
+    def varlen_attn(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa=False):
+        assert query.dtype == dtype
+        outputs = []
+        for (a, b), (c, d) in zip(itertools.pairwise(cu_q.tolist()), itertools.pairwise(cu_k.tolist()), strict=True):
+            part = (tensor.transpose(0, 1) for tensor in (query[a:b], key[c:d], value[c:d]))
+            visible = torch.ones(b - a, d - c).tril(d - c - (b - a) if is_at_end else 0).bool()
+            outputs.append(torch.nn.functional.scaled_dot_product_attention(*part, attn_mask=visible).transpose(0, 1))
+        return torch.cat(outputs)
+
+    monkeypatch.setattr(orpo_trl.varlen, "varlen_attn", varlen_attn)
+    problem = orpo_trl.varlen.kernel_problem(dtype, torch.device("cpu"))
+    assert problem is None if is_at_end else "is wrong by" in problem
+
+
+def test_self_test_tells_of_a_kernel_that_does_not_run():
+    problem = orpo_trl.varlen.kernel_problem(torch.bfloat16, torch.device("cpu"))  # torch has none for CPUs
+    assert "does not run" in problem
+
+
+def test_kernel_is_not_used_before_it_was_tested(monkeypatch):
+    """Also where a card says that it could: ROCm reports `is_cuda` and a capability above 8.0."""
+    query = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, shape=(1, 2, 3, 64))
+    monkeypatch.setattr(orpo_trl.varlen, "_right", set())
+    assert not orpo_trl.varlen.is_exact(query, query)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (9, 4))
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(orpo_trl.varlen, "kernel_problem", lambda *arguments: None)
+    orpo_trl.varlen.test_kernel()
+    assert not orpo_trl.varlen.is_exact(query, query)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(orpo_trl.varlen, "_tested", set())
+    orpo_trl.varlen.test_kernel()
+    assert orpo_trl.varlen.is_exact(query, query)
 
 
 def test_flash_attention_of_transformers_reads_all_segments(monkeypatch):
@@ -344,9 +427,9 @@ def on_device(batch, device):
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "gpt2", "qwen2"])
 def test_cuda_kernel_is_as_near_to_fp32_as_padded_rows_are(model_type, autocast, monkeypatch):
     """bf16 through FlashAttention, with weights in bf16 or under autocast; fp32 has no kernel and is exact."""
-    kernel, calls = orpo_trl.attention.varlen_attn, []
+    kernel, calls = orpo_trl.varlen.varlen_attn, []
     monkeypatch.setattr(
-        orpo_trl.attention, "varlen_attn", lambda *args, **kwargs: calls.append(1) or kernel(*args, **kwargs)
+        orpo_trl.varlen, "varlen_attn", lambda *args, **kwargs: calls.append(1) or kernel(*args, **kwargs)
     )
     model, packed = (copy.deepcopy(m).cuda() for m in model_of_type(model_type))
     reference = gradients(loss_of(model, PAIRS, "padded"), model)

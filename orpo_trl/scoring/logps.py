@@ -130,7 +130,7 @@ def _score(model: torch.nn.Module, examples: list[dict[str, Any]], collator: Pai
     """Records of one forward pass."""
     batch = collator(examples)
     inputs: Any = send_to_device({name: batch[name] for name in MODEL_INPUTS if name in batch}, model.device)
-    with reading_packed_row() if "segments" in batch else nullcontext():
+    with reading_packed_row(model) if "segments" in batch else nullcontext():
         token_logps, _ = run_fused_head(model, inputs)
     lengths = batch["completion_lengths"]
     sums = response_sums(token_logps.cpu().double(), batch["completion_index"], len(lengths))

@@ -110,7 +110,7 @@ def test_saved_bytes_of_a_packed_row_are_those_of_a_real_pass():
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch and name != "shift_labels"}
     model = AutoModelForCausalLM.from_config(MISTRAL)
     enable_packed_rows(model)
-    with reading_packed_row():
+    with reading_packed_row(model):
         real = bytes_saved_by_a_real_pass(model, **inputs)
     tokens = batch["input_ids"].numel()
     saved, _ = measured(MISTRAL, MicroBatch(rows=4, tokens=tokens, longest=160, is_packed=True)).at(4)
