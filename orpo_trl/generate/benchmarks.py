@@ -6,6 +6,7 @@ Formats and settings: AlpacaEval's and FastChat's own, and the files that ORPO's
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,24 @@ def _from_hub(name: str, source: Source | None) -> Path:
         raise ValueError(
             f"{name}: {source.file} of {source.repository} cannot be had from the Hub; set --data FILE. ({reason})"
         ) from error
+
+
+def read_answers(path: Path) -> list[list[str]]:
+    """Answers of a file of any benchmark, or of one's own prompts: those of each conversation, in order.
+
+    Raises:
+        ValueError, OSError: naming file and row of what is no answer.
+    """
+    return [_answers_of(place, row) for place, row in read_rows(path)]
+
+
+def _answers_of(place: str, row: dict[str, Any]) -> list[str]:
+    found = [row.get("output", row.get("response"))]
+    with suppress(LookupError, TypeError):
+        found = row["choices"][0]["turns"]
+    if not (isinstance(found, list) and found and all(isinstance(text, str) for text in found)):
+        raise ValueError(f"{place}: expected an answer in `output`, `response` or `choices`, received {row!r:.60}")
+    return found
 
 
 # ---- AlpacaEval ------------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from orpo_trl.generate.benchmarks import conversations_of
-from orpo_trl.generate.prompts import questions, read_rows
+from orpo_trl.generate.benchmarks import conversations_of, read_answers
+from orpo_trl.generate.prompts import questions
 from orpo_trl.generate.run import generate_answers
 from orpo_trl.plain_files import write_text
 from orpo_trl.printable import printable
@@ -40,7 +40,7 @@ def run_generate(model: str, prompts: str, output: Path, against: str | None = N
     _, conversations = conversations_of(prompts, options.get("data"))
     beside = [
         {"questions": list(questions(conversation)), model: ours, against: theirs}
-        for conversation, ours, theirs in zip(conversations, _answers(output), _answers(other), strict=False)
+        for conversation, ours, theirs in zip(conversations, read_answers(output), read_answers(other), strict=False)
     ]
     path = output.with_name(f"{output.stem}.beside.jsonl")
     write_text(path, "".join(json.dumps(row) + "\n" for row in beside))
@@ -51,14 +51,3 @@ def run_generate(model: str, prompts: str, output: Path, against: str | None = N
             yield f"{question.strip()}\n"
             for name in (model, against):
                 yield f"── {name}\n{row[name][turn].strip()}\n"
-
-
-def _answers(path: Path) -> list[list[str]]:
-    """Answers of a file of any format that is written here, one list a conversation."""
-    found = []
-    for _, row in read_rows(path):
-        if "choices" in row:
-            found.append(row["choices"][0]["turns"])
-        else:
-            found.append([row["output"] if "output" in row else row["response"]])
-    return found

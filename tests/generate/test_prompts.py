@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from orpo_trl.generate.benchmarks import BENCHMARKS, OWN, Answered, conversations_of
+from orpo_trl.generate.benchmarks import BENCHMARKS, OWN, Answered, conversations_of, read_answers
 from orpo_trl.generate.prompts import Conversation, read_prompts
 
 
@@ -114,6 +114,24 @@ def test_a_row_of_another_shape_is_named(name, row, words, tmp_path):
     with pytest.raises(ValueError, match=r"q.jsonl, line 1: ") as error:
         BENCHMARKS[name].read(write(tmp_path / "q.jsonl", [row]))
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "answers"),
+    [
+        ({"instruction": "a", "output": ""}, [""]),
+        ({"prompt": "a", "response": "b"}, ["b"]),
+        ({"question_id": 81, "choices": [{"index": 0, "turns": ["b", "c"]}]}, ["b", "c"]),
+    ],
+)
+def test_answers_of_every_format_are_read(row, answers, tmp_path):
+    assert read_answers(write(tmp_path / "a.jsonl", [row])) == [answers]
+
+
+@pytest.mark.parametrize("row", [{}, {"output": None}, {"choices": []}, {"choices": [{"turns": [1]}]}])
+def test_a_row_without_an_answer_is_named(row, tmp_path):
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 1: expected an answer in"):
+        read_answers(write(tmp_path / "a.jsonl", [row]))
 
 
 def test_lines_of_ifeval_and_of_own_prompts_hold_prompt_and_response():
