@@ -11,7 +11,7 @@ from orpo_trl.metrics import number
 from orpo_trl.report import draw
 from orpo_trl.report.answers import earlier_cards, last_cards
 from orpo_trl.report.figures import FIGURES
-from orpo_trl.report.published import SOURCE, anchors
+from orpo_trl.report.published import anchors, source
 from orpo_trl.report.run import Run
 from orpo_trl.report.tables import differences, facts, groups, summary
 
@@ -34,7 +34,7 @@ def render(runs: Sequence[Run]) -> str:
         summary=summary(runs),
         findings={run.name: _findings(run) for run in runs},
         pictures=[_picture(name, runs) for name in draw.drawable(runs)],
-        published=SOURCE if any(anchors(name, runs) for name in FIGURES) else "",
+        published=source() if any(anchors(name, runs) for name in FIGURES) else "",
         is_thinned=any(len(run.training("loss")[0]) > draw.MANY_POINTS for run in runs),
         window=f"{draw.WINDOW:.1%}",
         has_several_sets=any(len(run.prefixes) > 1 for run in runs),
