@@ -1,16 +1,13 @@
 """Figures that others published (`published.yaml`), and whether one of ours may stand beside them."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-if TYPE_CHECKING:
-    from orpo_trl.evaluations import Evaluation
+from orpo_trl.evaluations import OWN_TEMPLATE, Evaluation
 
 _FILE = Path(__file__).with_suffix(".yaml")
 
@@ -75,7 +72,7 @@ def differences(evaluation: Evaluation, published: Published) -> list[str]:
     found = []
     if evaluation.judge != published.judge:
         found.append(f"judged by {evaluation.judge or 'nobody'}, not by {published.judge or 'nobody'}")
-    found += _template_differences(evaluation.template, published.template)
+    found += _template_differences(evaluation, published)
     if (evaluation.shots or 0) != (published.shots or 0):
         found.append(f"{evaluation.shots or 0} examples in the prompt, not {published.shots or 0}")
     if published.answered == "unknown":
@@ -89,14 +86,20 @@ def differences(evaluation: Evaluation, published: Published) -> list[str]:
     return found
 
 
-def _template_differences(ours: str | None, theirs: str) -> list[str]:
-    if theirs == "unknown":
+def _template_differences(evaluation: Evaluation, published: Published) -> list[str]:
+    ours = evaluation.template
+    if published.template == "unknown":
         return ["the template of the published figure is not recorded"]
-    if ours is None and theirs == "own":
-        return ["without a chat template, not with the model's own"]
-    if ours is not None and theirs == "none":
-        return ["with a chat template, not without one"]
-    return []
+    if published.template == "none":
+        return [] if ours is None else ["with a chat template, not without one"]
+    if ours == OWN_TEMPLATE:
+        return []
+    if ours is not None:
+        return [f"template: {ours}, not the {OWN_TEMPLATE}"]
+    # A judge is handed answers, and these need not say how they were asked for.
+    return [
+        "the template of the answers is not recorded" if evaluation.judge else "without a chat template, not with one"
+    ]
 
 
 @cache

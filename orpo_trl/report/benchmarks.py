@@ -1,8 +1,9 @@
-"""What each benchmark and each of its figures is called and in which unit it stands, in the order of the paper's table."""
+"""What each benchmark and each of its figures is called, and its unit, in the order of the paper's table."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from orpo_trl.evaluations import Evaluation, Figure
+from orpo_trl.evaluations import Figure
 from orpo_trl.metrics import MARGIN, METRICS
 from orpo_trl.report.text import shorten
 
@@ -16,20 +17,18 @@ class Benchmark:
         figures: what each figure is called, in order; figures that are not named here follow under their own names.
         digits: after the decimal point.
         dataset: Hub id of its items; '' where there is none.
+        short: what figures are called at the head of a column, where that is shorter.
     """
 
     title: str
     figures: dict[str, str] = field(default_factory=dict)
     digits: int = 4
     dataset: str = ""
+    short: dict[str, str] = field(default_factory=dict)
 
 
 _RATES = {"win_rate": "win rate (%)", "lc_win_rate": "length-controlled win rate (%)"}
-_NORMALISED, _ACCURACY, _MATCH = (
-    {"acc_norm": "normalised accuracy"},
-    {"acc": "accuracy"},
-    {"exact_match": "exact match"},
-)
+_NORMALISED, _ACCURACY = {"acc_norm": "normalised accuracy"}, {"acc": "accuracy"}
 BENCHMARKS = {
     "alpaca_eval_1": Benchmark("AlpacaEval 1", _RATES, 2, "tatsu-lab/alpaca_eval"),
     "alpaca_eval_2": Benchmark("AlpacaEval 2", _RATES, 2, "tatsu-lab/alpaca_eval"),
@@ -54,7 +53,7 @@ BENCHMARKS = {
     "mmlu": Benchmark("MMLU", _ACCURACY, dataset="cais/mmlu"),
     "truthfulqa_mc2": Benchmark("TruthfulQA", _ACCURACY, dataset="truthfulqa/truthful_qa"),
     "winogrande": Benchmark("Winogrande", _ACCURACY, dataset="allenai/winogrande"),
-    "gsm8k": Benchmark("GSM8K", _MATCH, dataset="openai/gsm8k"),
+    "gsm8k": Benchmark("GSM8K", {"exact_match": "exact match"}, dataset="openai/gsm8k"),
     "preferences": Benchmark(
         "Held-out pairs",
         {
@@ -63,6 +62,13 @@ BENCHMARKS = {
             "log_odds": METRICS["log_odds_chosen"].heading,
             "chosen": METRICS["logps/chosen"].heading,
             "rejected": METRICS["logps/rejected"].heading,
+        },
+        short={
+            "accuracy": METRICS["rewards/accuracies"].title,
+            "margin": "margin",
+            "log_odds": METRICS["log_odds_chosen"].title,
+            "chosen": METRICS["logps/chosen"].title,
+            "rejected": METRICS["logps/rejected"].title,
         },
     ),
 }
@@ -82,20 +88,20 @@ def place(benchmark: str) -> tuple[int, str]:
     return (order.index(benchmark), "") if benchmark in BENCHMARKS else (len(order), benchmark)
 
 
-def ordered(evaluation: Evaluation) -> list[str]:
-    """The names of an evaluation's figures, in the order in which they are shown."""
-    return in_order(evaluation.benchmark, evaluation.figures)
-
-
-def in_order(benchmark: str, figures) -> list[str]:
+def in_order(benchmark: str, figures: Iterable[str]) -> list[str]:
     """The names of figures, in the order in which they are shown."""
-    known = [name for name in shown(benchmark).figures if name in figures]
-    return known + [name for name in figures if name not in known]
+    known = list(shown(benchmark).figures)
+    return sorted(figures, key=lambda name: known.index(name) if name in known else len(known))
 
 
 def label(benchmark: str, figure: str) -> str:
     """What a figure is called beside the benchmark's title."""
     return shown(benchmark).figures.get(figure) or shorten(figure.replace("_", " "), 60)
+
+
+def column(benchmark: str, figure: str) -> str:
+    """What a figure is called at the head of a column."""
+    return shown(benchmark).short.get(figure) or label(benchmark, figure)
 
 
 def value_text(benchmark: str, figure: Figure) -> str:

@@ -63,10 +63,8 @@ def caption(name: str, runs: Sequence[Run]) -> str:
             "models. Black lines: one standard error."
         )
     judges = {evaluation.judge or "nobody" for _, evaluation in comparable(runs, "mt_bench")}
-    return (
-        f"Score from 1, in the middle, to 10, judged by {shorten(', '.join(sorted(judges)), 100)}. The authors published "
-        "no values by category."
-    )
+    judge = shorten(", ".join(sorted(judges)), 100)
+    return f"Scores from 1 to 10, judged by {judge}; the rings are 2 apart. The authors give no values by category."
 
 
 def description(name: str, runs: Sequence[Run]) -> str:
@@ -88,11 +86,10 @@ def _bars(runs: Sequence[Run]) -> list[_Bar]:
     """By method and then by value; empty where no run stands beside the published models."""
     published = [figure for figure in table_figures("alpaca_eval_2") if figure.figure == _WIN_RATE]
     own = [
-        _Bar(
-            runs[index].name, "", evaluation.figures[_WIN_RATE].value, evaluation.figures[_WIN_RATE].stderr or 0, index
-        )
+        _Bar(runs[index].name, "", rate.value, rate.stderr or 0, index)
         for index, evaluation in comparable(runs, "alpaca_eval_2")
-        if _WIN_RATE in evaluation.figures and not any(differences(evaluation, figure) for figure in published)
+        if (rate := evaluation.figures.get(_WIN_RATE))
+        and not any(differences(evaluation, figure) for figure in published)
     ]
     return [*sorted(map(_published_bar, published), key=_by_method), *own] if own else []
 
@@ -116,11 +113,8 @@ def _draw_bars(bars: Sequence[_Bar]) -> Figure:
     )  # fmt: skip
     for height, bar in zip(places, bars, strict=True):
         axes.text(bar.value + bar.stderr, height, f" {bar.value:.2f}", va="center", fontsize=8)
-    axes.set_yticks(places, ["-"] * len(bars))
-    for text, bar in zip(axes.get_yticklabels(), bars, strict=True):
-        text.set_parse_math(False)  # a name is no formula
-        text.set_text(f"{shorten(bar.name, 24)}, {bar.method}" if bar.method else shorten(bar.name, 24))
-    axes.set_yticklabels(axes.get_yticklabels(), fontsize=8)
+    names = [", ".join(filter(None, [shorten(bar.name, 24), bar.method])) for bar in bars]
+    axes.set_yticks(places, names, parse_math=False)  # a name is no formula
     axes.set_xlabel("win rate (%)", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(axis="x", color="0.9", linewidth=0.6)
@@ -164,6 +158,9 @@ def _draw_radar(by_run: dict[int, dict[str, float]], runs: Sequence[Run]) -> Fig
     axes.set_ylim(0, _HIGHEST)
     axes.set_yticks(range(2, _HIGHEST + 1, 2))
     axes.tick_params(labelsize=8)
+    for angle, word in zip(angles, axes.get_xticklabels(), strict=True):  # beside the circle, not on it
+        side = round(math.sin(angle), 6)
+        word.set_horizontalalignment("left" if side > 0 else "right" if side < 0 else "center")
     axes.grid(color="0.85", linewidth=0.6)
     add_title(figure, _TITLES[CATEGORIES])
     add_legend(figure, entries)

@@ -87,12 +87,11 @@ def parts(runs: Sequence[Run]) -> list[Table]:
     """Figures of parts of a benchmark: held-out pairs by source and by length, MT-Bench by category and turn."""
     found: dict[tuple[str, str], dict[int, dict[str, dict[str, Measured]]]] = {}
     for index, run in enumerate(runs):
-        for evaluation in sorted(
-            run.evaluations, key=lambda one: (one.limit is None, one.answered)
-        ):  # the whole one wins
+        # The last one counts: that of the whole benchmark.
+        for evaluation in sorted(run.evaluations, key=lambda one: (one.limit is None, one.answered)):
             for kind, groups in evaluation.groups.items():
                 found.setdefault((evaluation.benchmark, kind), {})[index] = groups
-    return [_part_table(*key, found[key], runs) for key in sorted(found, key=lambda key: (place(key[0]), key[1]))]
+    return [_part_table(*key, found[key], runs) for key in sorted(found, key=lambda key: place(key[0]))]
 
 
 def comparable(runs: Sequence[Run], benchmark: str) -> list[tuple[int, Evaluation]]:
@@ -125,15 +124,12 @@ def _rows(group: _Group, count: int, models: Sequence[str], mark: str) -> Iterat
             if name in evaluation.figures
         }
         published = {one.model: number_text(one.value, digits) for one in group.beside if one.figure == name}
-        yield (
-            label(group.benchmark, name) + mark,
-            [measured.get(index, NOTHING) for index in range(count)]
-            + [published.get(name, NOTHING) for name in models],
-        )
+        cells = [measured.get(index, NOTHING) for index in range(count)]
+        yield label(group.benchmark, name) + mark, cells + [published.get(model, NOTHING) for model in models]
 
 
 def _note(group: _Group, is_alone: bool) -> str:
-    """Why the group's figures stand beside no published ones, or not all; else how they were made, if others were not."""
+    """Why the group's figures do not stand beside all published ones; else, where groups differ, how they were made."""
     models = _models(group.published)
     reasons: dict[str, list[str]] = {}
     for figure in group.published:
@@ -144,7 +140,7 @@ def _note(group: _Group, is_alone: bool) -> str:
         said = [words + ("" if len(who) == len(models) else f" ({', '.join(who)})") for words, who in reasons.items()]
         which = "the published ones" if not group.beside else "some published ones"
         return f"not set beside {which}: {shorten('; '.join(said), 600)}"
-    if is_alone:
+    if is_alone or group.published:
         return ""
     made = [f"{group.one.answered:,} items answered"]
     made += [f"{group.one.shots} examples in the prompt"] if group.one.shots is not None else []
@@ -178,7 +174,12 @@ def _part_table(
             cells += [value_text(benchmark, measured[name]) if name in measured else NOTHING for name in names]
         rows.append((shorten(part, 60), cells))
     title = f"{shown(benchmark).title} by {shorten(kind.replace('_', ' '), 40)}"
-    return Table(title, [run.name for run in runs], rows, tuple(label(benchmark, name) for name in names))
+    return Table(
+        title,
+        [run.name for run in runs],
+        rows,
+        tuple(column(benchmark, name) for name in names),
+    )
 
 
 def _models(figures: Sequence[Published]) -> list[str]:
