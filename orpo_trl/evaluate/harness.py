@@ -23,8 +23,7 @@ from orpo_trl.evaluate.options import DataUnreachable, Options, Target
 from orpo_trl.evaluations import Evaluation, Figure
 from orpo_trl.model import naming
 from orpo_trl.run_folder import now
-from orpo_trl.scoring.models import load_scoring_tokenizer, require_model
-from orpo_trl.upstream import find_adapter_config_file
+from orpo_trl.scoring.models import adapter_config_file, base_of, load_scoring_tokenizer, require_model
 from orpo_trl.versions import installed_versions
 from orpo_trl.weights import refuse_pickled_adapter
 
@@ -58,7 +57,7 @@ class KnownTask:
     split: str
 
 
-# Shots and metrics: "About" of the Open LLM Leaderboard, version 1 (2023-2024). `exact_match`: the answer behind `####`.
+# Shots and metrics: "About" of the Open LLM Leaderboard, version 1. `exact_match`: of the answer behind `####`.
 LEADERBOARD = {
     "arc_challenge": KnownTask("arc", 25, "acc_norm", "test"),
     "hellaswag": KnownTask("hellaswag", 10, "acc_norm", "validation"),
@@ -240,11 +239,10 @@ def _language_model(
     require_model(arguments, trust_remote_code)
     tokenizer = load_scoring_tokenizer(arguments, template, trust_remote_code)
     base, adapter = name, None
-    if find_adapter_config_file(name) is not None:
-        from peft import PeftConfig
-
+    file = adapter_config_file(arguments)
+    if file is not None:
         refuse_pickled_adapter(name)
-        base, adapter = str(PeftConfig.from_pretrained(name).base_model_name_or_path), name
+        base, adapter = base_of(Path(file)), name
     with naming("weights", name):
         return HFLM(
             pretrained=base,
