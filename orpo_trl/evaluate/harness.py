@@ -28,8 +28,6 @@ from orpo_trl.versions import installed_versions
 from orpo_trl.weights import refuse_pickled_adapter
 
 if TYPE_CHECKING:
-    from lm_eval.api.task import Task as HarnessTask
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
 PACKAGES = (
@@ -122,8 +120,8 @@ def _task_manager(folder: str | None) -> "TaskManager":
     return TaskManager(include_path=str(Path(lm_eval.__file__).parent / "tasks" / folder), include_defaults=False)
 
 
-def load_tasks(name: str, options: Options) -> tuple[list["HarnessTask"], dict[str, Any]]:
-    """Tasks, with their items, and what to record of where these come from.
+def load_tasks(name: str, options: Options) -> tuple[list[Any], dict[str, Any]]:
+    """Tasks of lm-eval or its group of them, with their items, and what to record of where these come from.
 
     Raises:
         DataUnreachable: where the Hub does not give them.
@@ -162,12 +160,12 @@ def load_tasks(name: str, options: Options) -> tuple[list["HarnessTask"], dict[s
 def _specifications(name: str, splits: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Tasks as lm-eval has them, but for the rows."""
     if name != "mmlu":
-        return [{"task": name, "custom_dataset": lambda **_: DatasetDict(splits)}]
+        return [{"task": name, "custom_dataset": lambda **_: DatasetDict(**splits)}]
     subjects = dict.fromkeys(splits["test"]["subject"])
 
     def of(subject: str):
         rows = {split: found.filter(lambda row: row["subject"] == subject) for split, found in splits.items()}
-        return lambda **_: DatasetDict(rows)
+        return lambda **_: DatasetDict(**rows)
 
     return [{"task": f"mmlu_{subject}", "custom_dataset": of(subject)} for subject in subjects]
 
@@ -191,8 +189,9 @@ def run_tasks(
     Raises:
         ValueError: where the model cannot be loaded, or does not hold what is to be generated.
     """
-    from lm_eval import simple_evaluate
+    import lm_eval
 
+    simple_evaluate: Any = lm_eval.simple_evaluate  # decorators hide its parameters from pyright
     model = _language_model(
         target.need_model(options.benchmark), options.dtype, options.device, options.batch_size,
         options.chat_template_path, options.trust_remote_code,
@@ -228,10 +227,11 @@ def run_tasks(
 @lru_cache(1)
 def _language_model(
     name: str, dtype: str, device: str | None, batch_size: int, template: str | None, trust_remote_code: bool
-) -> "HFLM":
+) -> Any:
     """The model as lm-eval runs it, kept for the next benchmark; weights are read from safetensors alone."""
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models import huggingface
 
+    make: Any = huggingface.HFLM
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > max(count_gpus(), 1):
         raise ValueError(f"expected a GPU for each of {processes} processes, and this machine has {count_gpus()}")
@@ -244,7 +244,7 @@ def _language_model(
         refuse_pickled_adapter(name)
         base, adapter = base_of(Path(file)), name
     with naming("weights", name):
-        return HFLM(
+        return make(
             pretrained=base,
             peft=adapter,
             tokenizer=tokenizer,

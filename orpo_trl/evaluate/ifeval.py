@@ -4,7 +4,6 @@ Its four figures are shares: of prompts of which all instructions are followed, 
 loose (also without the first or last line, and without asterisks). https://arxiv.org/abs/2311.07911
 """
 
-import json
 import math
 import random
 from collections.abc import Sequence
@@ -16,8 +15,7 @@ from tqdm import tqdm
 from orpo_trl.evaluate.harness import PACKAGES, evaluation_of, load_tasks, run_tasks
 from orpo_trl.evaluate.items import digest
 from orpo_trl.evaluate.options import Options, Target
-from orpo_trl.evaluations import Evaluation, Figure
-from orpo_trl.plain_files import read_text
+from orpo_trl.evaluations import OWN_TEMPLATE, Evaluation, Figure
 from orpo_trl.run_folder import now, read_lines
 from orpo_trl.versions import installed_versions
 
@@ -28,6 +26,7 @@ _FIGURES = {
     "prompt_loose": "prompt_level_loose_acc",
     "instruction_loose": "inst_level_loose_acc",
 }
+_COLUMNS = {"key", "prompt", "instruction_id_list", "kwargs"}
 _PUNKT = "tokenizers/punkt_tab"
 
 
@@ -39,12 +38,15 @@ def evaluate_ifeval(target: Target, options: Options) -> Evaluation | None:
     """
     _prepare_scorer()
     tasks, source = load_tasks("ifeval", options)
+    absent = _COLUMNS - set(tasks[0].eval_docs.column_names)
+    if absent:
+        raise ValueError(f"ifeval: {options.data} lacks the columns {', '.join(sorted(absent))}")
     if target.answers is not None:
         return _score(target, target.answers, options, tasks[0], source)
     results = run_tasks(target, options, tasks, shots=None, has_chat_template=True)
     if results is None:
         return None
-    template = options.chat_template_path or "own"
+    template = options.chat_template_path or OWN_TEMPLATE
     return evaluation_of(
         target, options, results, figures(results["samples"]["ifeval"]), template=template, shots=0, settings=source
     )
@@ -111,14 +113,14 @@ def _score(target: Target, answers: Path, options: Options, task: Any, source: d
         if item["prompt"] in responses
     ]
     missing = len(items) - len(scores)
-    made = _settings_of(answers)
+    made = target.made
     identity = made.get("identity", {})
     return Evaluation(
         benchmark="ifeval", model=str(identity.get("model") or target.name), figures=figures(scores),
-        asked=len(items), answered=len(scores), template="own" if made.get("template") else "unknown", shots=0,
+        asked=len(items), answered=len(scores), template=made.get("template_of"), shots=0,
         judge=None, limit=options.limit, settings={**source, "answers": identity, "answers_sha256": digest([answers])},
         versions=installed_versions(PACKAGES), date=now(),
-        notes=[f"{missing} prompts have no answer, and are left out."] if missing else [],
+        notes=[f"Without an answer, and left out: {missing:,} of the prompts."] if missing else [],
     )  # fmt: skip
 
 
@@ -134,12 +136,3 @@ def _responses(path: Path, items: Sequence[dict[str, Any]]) -> dict[str, str]:
     if not found:
         raise ValueError(f"{path}: none of its prompts is one of IFEval's")
     return found
-
-
-def _settings_of(answers: Path) -> dict[str, Any]:
-    """What `orpo-trl generate` has written beside the answers; empty where there is nothing."""
-    path = answers.with_name(f"{answers.name}.settings.json")
-    if not path.is_file():
-        return {}
-    found = json.loads(read_text(path))
-    return found if isinstance(found, dict) else {}
