@@ -424,7 +424,7 @@ def merge(adapter: str, output: Path, dtype: str, **options: Any) -> None:
 @option("--batch_size", type=IntRange(1), default=8, show_default=True, metavar="N", help="Rows of a forward pass.")
 @choice("--dtype", ["auto", "bfloat16", "float16", "float32"], "Of the weights. auto: as they are stored.")
 @option("--device", metavar="NAME", help="cpu, cuda, cuda:1, … Default: the GPU if there is one.")
-@option("--seed", type=int, default=0, show_default=True, help="Of everything that is drawn.")
+@option("--seed", type=int, default=1234, show_default=True, help="Of everything that is drawn.")
 @tokens("--max_new_tokens", 1, "Longest answer. Default: the benchmark's own.")
 @option("--chat_template_path", metavar="NAME", help="A .jinja file, or a tokenizer. Default: that of the model.")
 @option("--against", metavar="BASE", help="Also measure this model: preferences.")

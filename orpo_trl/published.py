@@ -98,7 +98,9 @@ def _template_differences(evaluation: Evaluation, published: Published) -> list[
         return [f"template: {ours}, not the {OWN_TEMPLATE}"]
     # A judge is handed answers, and these need not say how they were asked for.
     return [
-        "the template of the answers is not recorded" if evaluation.judge else "without a chat template, not with one"
+        "the template of the answers is not recorded"
+        if evaluation.judge or "answers" in evaluation.settings
+        else "without a chat template, not with one"
     ]
 
 

@@ -12,13 +12,15 @@ has measured. It writes nothing in `evaluations/`. It raises ValueError or OSErr
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from orpo_trl.evaluate.options import Options, Target, find_target
-from orpo_trl.evaluations import Evaluation, Figure, write_evaluation
+from orpo_trl.evaluations import Evaluation, write_evaluation
 from orpo_trl.printable import printable
+from orpo_trl.published import Published, differences, published_figures
+from orpo_trl.report.benchmarks import in_order, label, number_text, shown, value_text
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ _TASK = Benchmark("harness", "evaluate_task")
 # The tasks of the Open LLM Leaderboard, version 1, in the order of the paper's table.
 OPEN_LLM = ("arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc2", "winogrande", "gsm8k")
 BENCHMARKS = {
-    "ifeval": Benchmark("harness", "evaluate_ifeval", takes_answers=True),
+    "ifeval": Benchmark("ifeval", "evaluate_ifeval", takes_answers=True),
     **dict.fromkeys(OPEN_LLM, _TASK),
     "preferences": Benchmark("preferences", "evaluate_preferences"),
     "alpaca_eval": Benchmark("alpaca_eval", "evaluate_alpaca_eval", has_judge=True, takes_answers=True),
@@ -136,28 +138,41 @@ def _unknown(name: str) -> str:
 
 
 def table(evaluation: Evaluation) -> str:
-    """An evaluation as text for a terminal."""
+    """An evaluation as text for a terminal: published figures beside it where they compare, else what differs."""
+    benchmark = evaluation.benchmark
+    published = [figure for figure in published_figures(benchmark) if not figure.at]
+    differing = [(figure.model, differences(evaluation, figure)) for figure in published]
     lines = [_title(evaluation)]
-    width = max((len(name) for name in evaluation.figures), default=0)
-    lines += [f"  {name:<{width}}  {figure_text(figure)}" for name, figure in evaluation.figures.items()]
-    lines += [f"  {note}" for note in evaluation.notes]
-    return "\n".join(lines)
+    width = max(len(label(benchmark, name)) for name in evaluation.figures)
+    for name in in_order(benchmark, evaluation.figures):
+        line = f"  {label(benchmark, name):<{width}}  {value_text(benchmark, evaluation.figures[name])}"
+        beside = [
+            f"{figure.model} {number_text(figure.value, shown(benchmark).digits)}"
+            for figure, (_, words) in zip(published, differing, strict=True)
+            if figure.figure == name and not words
+        ]
+        lines.append(f"{line}   published: {', '.join(beside)}" if beside else line)
+    notes = [*evaluation.notes, *_remarks(published, differing)]
+    return "\n".join([*lines, *(f"  {note}" for note in notes)])
 
 
 def _title(evaluation: Evaluation) -> str:
-    parts = [f"{evaluation.answered} of {evaluation.asked} items"]
+    parts = [f"{evaluation.answered:,} of {evaluation.asked:,} items"]
     parts += [f"the first {evaluation.limit} alone"] if evaluation.limit else []
     parts += [f"{evaluation.shots} shots"] if evaluation.shots is not None else []
     parts += [evaluation.template or "no template"]
     parts += [f"judge {evaluation.judge}"] if evaluation.judge else []
-    return f"{evaluation.benchmark} of {evaluation.model} ({', '.join(parts)})"
+    return f"{shown(evaluation.benchmark).title} of {evaluation.model} ({', '.join(parts)})"
 
 
-def figure_text(figure: Figure) -> str:
-    """A value with what is known of its error: `0.4213 ± 0.0211`."""
-    text = f"{figure.value:.4f}"
-    if figure.stderr is not None:
-        text += f" ± {figure.stderr:.4f}"
-    if figure.low is not None and figure.high is not None:
-        text += f" [{figure.low:.4f}, {figure.high:.4f}]"
-    return text
+def _remarks(published: Sequence[Published], differing: Sequence[tuple[str, list[str]]]) -> Iterator[str]:
+    """Why published figures are not shown, and what is assumed of those that are."""
+    reasons: dict[str, dict[str, None]] = {}
+    for model, words in differing:
+        if words:
+            reasons.setdefault("; ".join(words), {})[model] = None
+    for words, models in reasons.items():
+        yield f"Not beside the published figures of {', '.join(models)}: {words}."
+    yield from dict.fromkeys(
+        figure.assumed for figure, (_, words) in zip(published, differing, strict=True) if figure.assumed and not words
+    )

@@ -14,6 +14,7 @@ from orpo_trl.attention import without_adapter
 from orpo_trl.callbacks.record import tokenizer_digest
 from orpo_trl.config import ModelArguments
 from orpo_trl.endpoint import Endpoint, EndpointError, Reply, Request
+from orpo_trl.evaluations import OWN_TEMPLATE
 from orpo_trl.generate.sampling import Sampling, processors
 from orpo_trl.generation import generate_batch, stop_token_ids
 from orpo_trl.pairs.rendering import render_turns
@@ -89,7 +90,9 @@ class LocalModel:
         arguments = ModelArguments(model_name_or_path=model, dtype=dtype)
         require_model(arguments, trust_remote_code)
         self.tokenizer = load_scoring_tokenizer(arguments, chat_template_path, trust_remote_code)
+        self.template_of = chat_template_path or OWN_TEMPLATE
         if not self.tokenizer.chat_template and default_template:
+            self.template_of = default_template
             self.tokenizer = load_scoring_tokenizer(arguments, default_template, trust_remote_code)
         if not self.tokenizer.chat_template:
             raise ValueError(
@@ -123,6 +126,7 @@ class LocalModel:
             "processes": self.ranks,
             "stop_tokens": self.tokenizer.convert_ids_to_tokens(self.stop_ids),
             "stop_token_ids": self.stop_ids,
+            "template_of": self.template_of,
             "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
             "template": template,
         }
