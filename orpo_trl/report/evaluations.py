@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from orpo_trl.evaluations import Evaluation
 from orpo_trl.evaluations import Figure as Measured
 from orpo_trl.published import Published, differences, published_figures
-from orpo_trl.report.benchmarks import in_order, label, number_text, place, shown, value_text
+from orpo_trl.report.benchmarks import column, in_order, label, number_text, place, shown, value_text
 from orpo_trl.report.run import Run
 from orpo_trl.report.tables import Table
 from orpo_trl.report.text import NOTHING, shorten
