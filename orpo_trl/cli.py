@@ -345,8 +345,8 @@ def evaluate(target: str, benchmark: str | None, **options: Any) -> None:
 def report(runs: tuple[Path, ...], output: Path | None, png: Path | None, csv: Path | None) -> None:
     """Make one page of a RUN's folder, or of several side by side.
 
-    Held-out metrics, evaluations, diagnosis, curves, what the recipes differ in, answers to held-out prompts, and how the
-    runs were made, in one HTML file that loads nothing. Published figures of evaluations stand beside yours where judge,
+    Held-out metrics, evaluations, diagnosis, curves, what the recipes differ in, answers to held-out prompts, and how
+    the runs were made, in one HTML file that loads nothing. Evaluations stand beside published ones where judge,
     template, shots and number of items agree. Folders of other trainers are read too: their trainer_state.json is.
 
     \b

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from support.evaluations import CATEGORIES, evaluation, mt_bench
 
 from orpo_trl.report.draw import COLORS, to_bytes
