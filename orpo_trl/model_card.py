@@ -7,6 +7,7 @@ import html
 import json
 import logging
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -122,6 +123,35 @@ def write_card(
         **parts,
     )
     write_text(folder / CARD, hide(str(card)))
+
+
+def write_merged_card(folder: Path, *, model_name: str, adapter: str, base_model: str) -> None:
+    """Write the model card of an adapter that was merged into its base, with the text of the adapter's own card.
+
+    Args:
+        folder: of the merged model.
+        model_name: title of the card.
+        adapter: Hub id or folder of the adapter. The curve beside its card is copied.
+        base_model: Hub id or folder of the base model.
+    """
+    own = _card_of(adapter)
+    facts = own.data.to_dict() if own else _license(base_model)
+    left_out = ("base_model", "library_name", "model_name", "base_model_relation")
+    facts = {key: value for key, value in facts.items() if key not in left_out}
+    facts["tags"] = [tag for tag in facts.get("tags") or [] if not tag.startswith(("base_model:", "lora", "peft"))]
+    facts["base_model"] = base_model if _is_hub_id(base_model) else None
+    data = ModelCardData(library_name="transformers", model_name=model_name, **facts)
+    adapter_name, base_name = (_plain(name if _is_hub_id(name) else Path(name).name) for name in (adapter, base_model))
+    text = (
+        f"---\n{data}\n---\n\n# {_plain(model_name)}\n\nThe adapter {adapter_name} merged into the weights of its base "
+        f"model {base_name}, by `orpo-trl merge`. It is a plain model: no adapter is needed to load it.\n"
+    )
+    if own:
+        text += f"\nThe card of the adapter:\n\n---\n\n{own.text.strip()}\n"
+    curve = Path(adapter, CURVE)
+    if curve.is_file() and not curve.is_symlink():
+        shutil.copyfile(curve, folder / CURVE)
+    write_text(folder / CARD, hide(text))
 
 
 def refresh_card(folder: Path) -> bool:
@@ -262,15 +292,21 @@ def _is_hub_id(name: str) -> bool:
 
 def _license(base_model: str) -> dict[str, str]:
     """The license in the base model's own card, where that card is on this machine; nothing is asked of the Hub."""
-    path = try_to_load_from_cache(base_model, CARD) if _is_hub_id(base_model) else Path(base_model, CARD)
-    if not base_model or not isinstance(path, (str, Path)) or not Path(path).is_file():
-        return {}
+    card = _card_of(base_model)
+    data = card.data.to_dict() if card else {}
+    return {key: value for key, value in data.items() if key.startswith("license") and isinstance(value, str)}
+
+
+def _card_of(model: str) -> ModelCard | None:
+    """The card of a model, where it is on this machine and can be read; nothing is asked of the Hub."""
+    path = try_to_load_from_cache(model, CARD) if _is_hub_id(model) else Path(model, CARD)
+    if not model or not isinstance(path, (str, Path)) or not Path(path).is_file():
+        return None
     try:
         check_readable(Path(path), MAX_SETTINGS)
-        data = ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
+        return ModelCard.load(path, ignore_metadata_errors=True)
     except (ValueError, OSError, yaml.YAMLError):
-        return {}
-    return {key: value for key, value in data.items() if key.startswith("license") and isinstance(value, str)}
+        return None
 
 
 def _plain(text: str) -> str:
