@@ -90,6 +90,8 @@ def _template_differences(evaluation: Evaluation, published: Published) -> list[
     ours = evaluation.template
     if published.template == "unknown":
         return ["the template of the published figure is not recorded"]
+    if ours == "unknown":
+        return ["the template of the answers is not recorded"]
     if published.template == "none":
         return [] if ours is None else ["with a chat template, not without one"]
     if ours == OWN_TEMPLATE:

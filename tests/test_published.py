@@ -93,6 +93,7 @@ def test_evaluation_made_like_the_published_one_stands_beside_it(benchmark):
         ),
         ("alpaca_eval_2", {"answered": 800}, "800 items answered, not 805"),
         ("alpaca_eval_2", {"template": None}, "the template of the answers is not recorded"),
+        ("alpaca_eval_2", {"template": "unknown"}, "the template of the answers is not recorded"),
         ("alpaca_eval_1", {"judge": None}, "judged by nobody, not by alpaca_eval_gpt4"),
         ("mt_bench", {"settings": {"judge_prompts": "own"}}, "judge prompts: own, not FastChat"),
         ("mt_bench", {"settings": {}}, "judge prompts: none, not FastChat"),

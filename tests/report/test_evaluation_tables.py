@@ -92,11 +92,12 @@ def test_runs_of_other_settings_do_not_share_a_row_where_nothing_is_published():
 def test_parts_of_a_benchmark_have_tables_with_their_intervals():
     tables = parts([make_run(preferences(), mt_bench(6.0), name="a"), make_run(name="b")])
     assert [table.title for table in tables] == [
-        "MT-Bench by category", "Held-out pairs by source", "Held-out pairs by length",
+        "MT-Bench by category", "Held-out pairs by source", "Held-out pairs by length of chosen",
+        "Held-out pairs, of the model compared with", "Held-out pairs, difference to that model by source",
     ]  # fmt: skip
     assert tables[0].rows[0] == ("writing", ["6.00", "–"])
-    assert tables[1].columns == ("accuracy", "margin")
-    assert tables[1].rows[0] == ("ultrachat", ["0.6591 [0.6100, 0.7030]", "0.2500", "–", "–"])
+    assert tables[1].columns == ("accuracy", "margin", "items")
+    assert tables[1].rows[0] == ("ultrachat", ["0.6591 [0.6100, 0.7030]", "0.2500", "200", "–", "–", "–"])
 
 
 def test_runs_without_evaluations_have_no_such_section():
