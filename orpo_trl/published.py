@@ -53,7 +53,7 @@ class Published(BaseModel):
 
 
 def published_figures(benchmark: str | None = None, model: str | None = None) -> list[Published]:
-    """The published figures of a benchmark, of a model, or all, in the order of the file."""
+    """The published figures of a benchmark, of a model, or all, in the order of the models in the file."""
     return [
         figure
         for figure in _all_figures()
@@ -115,4 +115,5 @@ def _all_figures() -> tuple[Published, ...]:
         common["source"] = "; ".join(content["sources"][letter] for letter in entry["source"].split())
         values = {key: value for key, value in entry.items() if key not in fields}
         found += [Published(figure=figure, value=value, **common) for figure, value in values.items()]
-    return tuple(found)
+    order = list(content["models"])
+    return tuple(sorted(found, key=lambda one: order.index(one.model)))
