@@ -468,12 +468,18 @@ def evaluate(target: str, benchmark: str | None, **options: Any) -> None:
     help="The page. Default: report.html in RUN, of several runs in the current folder.",
 )
 @option("--png", metavar="DIR", type=_FOLDER, help="Also write each figure as a PNG file.")
-@option("--csv", metavar="FILE", type=_FILE, help="Also write all metrics as a CSV file.")
+@option(
+    "--csv",
+    metavar="FILE",
+    type=_FILE,
+    help="Also write all metrics as a CSV file, and evaluations as FILE_evaluations.",
+)
 def report(runs: tuple[Path, ...], output: Path | None, png: Path | None, csv: Path | None) -> None:
     """Make one page of a RUN's folder, or of several side by side.
 
-    Held-out metrics, diagnosis, curves, what the recipes differ in, answers to held-out prompts, and how the runs were
-    made, in one HTML file that loads nothing. Folders of other trainers are read too: their trainer_state.json is.
+    Held-out metrics, evaluations, diagnosis, curves, what the recipes differ in, answers to held-out prompts, and how
+    the runs were made, in one HTML file that loads nothing. Evaluations stand beside published ones where judge,
+    template, shots and number of items agree. Folders of other trainers are read too: their trainer_state.json is.
 
     \b
     Examples:

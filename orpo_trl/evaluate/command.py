@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from pathlib import Path
 
 from orpo_trl.evaluate.options import Options, Target, find_target
 from orpo_trl.evaluations import Evaluation, write_evaluation
@@ -78,7 +79,7 @@ def run_evaluate(target: str, benchmark: str | None, options: Options) -> Iterat
             failed.append(name)
             continue
         if evaluation is not None:
-            path = write_evaluation(options.output or found.folder, evaluation)
+            path = _write(options.output or found.folder, evaluation)
             yield f"{table(evaluation)}\n{path}\n"
     if failed:
         raise ValueError(f"not evaluated: {', '.join(failed)}; the reasons are above")
@@ -113,6 +114,18 @@ def _names(target: Target, benchmark: str | None, options: Options) -> tuple[str
 def _function(name: str):
     found = BENCHMARKS.get(name, _TASK)
     return getattr(importlib.import_module(f"orpo_trl.evaluate.{found.module}"), found.function)
+
+
+def _write(folder: Path, evaluation: Evaluation) -> Path:
+    """Write the file of an evaluation and put it into the folder's model card, where that has a place for it."""
+    from orpo_trl.model_card import refresh_card
+
+    path = write_evaluation(folder, evaluation)
+    try:
+        refresh_card(folder)
+    except (ValueError, OSError) as error:  # the evaluation is there all the same
+        print(printable(f"The model card is as it was: {error}"), file=sys.stderr)
+    return path
 
 
 def _known(takes_answers: bool) -> str:
