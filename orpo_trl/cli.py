@@ -282,6 +282,51 @@ def logps(model: str, data: str, output: Path | None, **options: Any) -> None:
 
 
 @main.command()
+@argument("target")
+@argument("benchmark", required=False)
+@option("--data", type=_ANY_PATH, help="Items of BENCHMARK instead of the Hub's: a file, or a folder of NAME.jsonl.")
+@option("--limit", type=IntRange(1), metavar="N", help="The first N items alone. Such figures compare with no others.")
+@option(
+    "-o", "--output", type=_FOLDER, help="Write into DIR/evaluations. Default: TARGET, or outputs/NAME of a Hub id."
+)
+@option("--batch_size", type=IntRange(1), default=8, show_default=True, metavar="N", help="Rows of a forward pass.")
+@choice("--dtype", ["auto", "bfloat16", "float16", "float32"], "Of the weights. auto: as they are stored.")
+@option("--device", metavar="NAME", help="cpu, cuda, cuda:1, … Default: the GPU if there is one.")
+@option("--seed", type=int, default=0, show_default=True, help="Of everything that is drawn.")
+@tokens("--max_new_tokens", 1, "Longest answer. Default: the benchmark's own.")
+@option("--chat_template_path", metavar="NAME", help="A .jinja file, or a tokenizer. Default: that of the model.")
+@option("--against", metavar="BASE", help="Also measure this model: preferences.")
+@option("--judge", metavar="NAME", help="Configuration or model that judges. Default: the benchmark's own.")
+@option("--endpoint", metavar="URL", help="OpenAI-compatible server of the judge. Its key: OPENAI_API_KEY.")
+@option("--judge_prompts", type=_FILE, help="FastChat's judge_prompts.jsonl: mt_bench.")
+@option("--reference_answers", type=_FILE, help="FastChat's reference answers: mt_bench.")
+@option("--reference_outputs", type=_FILE, help="Answers to compare with: alpaca_eval.")
+@option("--workers", type=IntRange(1), default=8, show_default=True, metavar="N", help="Requests at one time.")
+@option("--yes", is_flag=True, help="Send requests that cost money without asking.")
+@option("--trust_remote_code", is_flag=True, help="Run code that comes with TARGET.")
+def evaluate(target: str, benchmark: str | None, **options: Any) -> None:
+    """Measure TARGET by BENCHMARK, as published figures were measured.
+
+    TARGET is a Hub id, the folder of a model, an adapter or a run, or a file of answers that `generate` has written.
+    BENCHMARK is ifeval, open_llm (arc_challenge, hellaswag, mmlu, truthfulqa_mc2, winogrande, gsm8k), preferences,
+    alpaca_eval, mt_bench, or any task of lm-eval by its name. Default: all that need no judge. The figures are printed,
+    and written with every setting and version to evaluations/NAME.json.
+
+    \b
+    Examples:
+      orpo-trl evaluate outputs/mistral_beta
+      orpo-trl evaluate kaist-ai/mistral-orpo-beta ifeval --dtype bfloat16
+      orpo-trl evaluate outputs/mistral_beta open_llm --data leaderboard --limit 100
+      orpo-trl evaluate answers.jsonl ifeval --data ifeval.jsonl
+    """
+    from orpo_trl.evaluate.command import run_evaluate
+    from orpo_trl.evaluate.options import Options
+
+    for text in run_evaluate(target, benchmark, Options(**options)):
+        answer(text)
+
+
+@main.command()
 @argument("runs", nargs=-1, required=True, metavar="RUN...", type=_ANY_PATH)
 @option(
     "-o",
