@@ -301,7 +301,17 @@ def logps(model: str, data: str, output: Path | None, **options: Any) -> None:
 @option("--judge_prompts", type=_FILE, help="FastChat's judge_prompts.jsonl: mt_bench.")
 @option("--reference_answers", type=_FILE, help="FastChat's reference answers: mt_bench.")
 @option("--reference_outputs", type=_FILE, help="Answers to compare with: alpaca_eval.")
+@option("--annotations", type=_FILE, help="Score these stored judgements: AlpacaEval's, or FastChat's of one model.")
 @option("--workers", type=IntRange(1), default=8, show_default=True, metavar="N", help="Requests at one time.")
+@option(
+    "--timeout",
+    type=Number(0, min_open=True),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Silence of the judge's server, after which a request is sent again.",
+)
+@option("--price", type=(Number(0), Number(0)), metavar="IN OUT", help="Judge's USD per million tokens, if unknown.")
 @option("--yes", is_flag=True, help="Send requests that cost money without asking.")
 @option("--trust_remote_code", is_flag=True, help="Run code that comes with TARGET.")
 def evaluate(target: str, benchmark: str | None, **options: Any) -> None:
