@@ -26,6 +26,23 @@ _recipe = argument("recipe", shell_complete=complete_recipe)
 _overrides = argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[--key value]...")
 
 
+def _sampling_options(command: Any) -> Any:
+    """Options of a model that answers: those of `generate` and `chat` alike."""
+    options = [
+        option("--top_p", type=Number(0, 1, min_open=True), default=1.0, show_default=True,
+               help="Share of the probability to draw from."),
+        option("--seed", type=int, default=42, show_default=True, help="Of the answers that are drawn."),
+        option("--chat_template_path", metavar="NAME",
+               help="A .jinja file, or a tokenizer. Default: that of the tokenizer."),
+        choice("--dtype", ["auto", "bfloat16", "float16", "float32"], "Of the weights. auto: as they are stored."),
+        option("--device", metavar="NAME", help="cpu, cuda, cuda:1, … Default: the GPU if there is one."),
+        option("--trust_remote_code", is_flag=True, help="Run code that comes with MODEL."),
+    ]  # fmt: skip
+    for add in reversed(options):
+        command = add(command)
+    return command
+
+
 @click.group(
     cls=MainGroup,
     context_settings={
@@ -279,6 +296,76 @@ def logps(model: str, data: str, output: Path | None, **options: Any) -> None:
     if output is None:
         for line in json_lines(records):
             answer(line, end="")
+
+
+@main.command()
+@argument("model")
+@argument("prompts")
+@option("-o", "--output", required=True, type=_FILE, help="The file of answers.")
+@option("--data", type=_FILE, help="Prompts of the benchmark. Default: from the Hub.")
+@option("--against", metavar="BASE", help="Also answer with this model, and show both.")
+@option("--limit", type=IntRange(1), metavar="N", help="The first prompts alone.")
+@option("--endpoint", metavar="URL", help="An OpenAI-compatible server that answers, and knows MODEL by this name.")
+@option("--workers", type=IntRange(1), default=8, show_default=True, metavar="N", help="Requests at a time.")
+@option(
+    "--timeout",
+    type=Number(0, min_open=True),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="After which a request is sent again.",
+)
+@tokens("--max_new_tokens", 1, "Longest answer. Default: the benchmark's; 1024 of a file.")
+@option("--temperature", type=Number(0), help="0: greedy. Default: the benchmark's; 0 of a file.")
+@_sampling_options
+@option("--batch_size", type=IntRange(1), default=16, show_default=True, metavar="N", help="Answers at a time.")
+def generate(model: str, prompts: str, output: Path, **options: Any) -> None:
+    """Write MODEL's answers to PROMPTS.
+
+    MODEL is a Hub id or a folder, of a causal language model or of a PEFT adapter. PROMPTS is a benchmark (alpaca_eval,
+    mt_bench, ifeval) or a file: .txt with a prompt a line, .json or .jsonl with `prompt`, `instruction` or `messages`.
+    A benchmark has its own format, settings and second turns; prompts of a file get JSON Lines with `response`. The
+    same command goes on after a kill. How the answers were made stands in FILE.settings.json. Several GPUs:
+    `accelerate launch $(which orpo-trl) generate ...`. A server's key is read from OPENAI_API_KEY.
+
+    \b
+    Examples:
+      orpo-trl generate outputs/beta alpaca_eval -o beta.json --dtype bfloat16
+      orpo-trl generate outputs/beta mt_bench -o beta.jsonl --data question.jsonl
+      orpo-trl generate outputs/adapter questions.txt -o answers.jsonl --against mistralai/Mistral-7B-v0.1
+      orpo-trl generate beta ifeval -o beta.jsonl --endpoint http://localhost:8000/v1 --workers 64
+    """
+    from orpo_trl.exit_codes import TRY_AGAIN
+    from orpo_trl.generate.command import run_generate
+    from orpo_trl.generate.run import Unanswered
+
+    try:
+        for text in run_generate(model, prompts, output, **options):
+            answer(text)
+    except Unanswered as error:
+        failure = Failure(printable(str(error)))
+        failure.exit_code = TRY_AGAIN
+        raise failure from error
+
+
+@main.command()
+@argument("model")
+@tokens("--max_new_tokens", 1, "Longest answer. Default: 1024.")
+@option("--temperature", type=Number(0), default=0.7, show_default=True, help="0: greedy.")
+@_sampling_options
+def chat(model: str, max_new_tokens: int | None, **options: Any) -> None:
+    """Talk to MODEL: a Hub id or a folder, of a causal language model or of a PEFT adapter.
+
+    Each line of standard input is a question, asked in the model's own chat template with all that was said before.
+
+    \b
+    Examples:
+      orpo-trl chat outputs/quickstart
+      orpo-trl chat outputs/adapter --temperature 0
+    """
+    from orpo_trl.generate.chat import run_chat
+
+    run_chat(model, max_new_tokens=max_new_tokens or 1024, **options)
 
 
 @main.command()
