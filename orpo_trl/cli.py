@@ -11,6 +11,7 @@ from click import Choice, IntRange, argument, option
 
 from orpo_trl import output as standard_output
 from orpo_trl.commands import Failure, MainGroup, Number, RecipesGroup, choice, complete_recipe, tokens
+from orpo_trl.exit_codes import FAILED
 from orpo_trl.output import answer
 from orpo_trl.printable import printable
 from orpo_trl.quiet import hide_known_warnings
@@ -369,6 +370,41 @@ def chat(model: str, max_new_tokens: int | None, **options: Any) -> None:
 
 
 @main.command()
+@argument("adapter")
+@option("-o", "--output", type=_ANY_PATH, required=True, metavar="DIR", help="The new folder.")
+@option("--base", metavar="MODEL", help="Base model, where it is not the one that ADAPTER names.")
+@option("--data", metavar="DATA", help="Pairs to compare log-probabilities over. Default: ten short ones.")
+@option("--split", default="train", show_default=True, help="Split of DATA.")
+@choice("--dtype", ["auto", "bfloat16", "float16", "float32"], "Of the weights. auto: as the base stores them.")
+@option("--device", metavar="NAME", help="Where the model is held: cpu, cuda, … Default: cpu.")
+@option("--trust_remote_code", is_flag=True, help="Run code that comes with the base model.")
+def merge(adapter: str, output: Path, dtype: str, **options: Any) -> None:
+    """Turn a PEFT ADAPTER and its base into a plain model.
+
+    ADAPTER is a Hub id or a folder, such as that of a run with `use_peft: true`. The new folder DIR has weights,
+    tokenizer, chat template, generation config and model card, and loads without peft. An adapter that was trained on
+    quantised weights (QLoRA) is merged into the base's own 16-bit weights.
+
+    Pairs are scored before and after. Where their log-probabilities differ by more than rounding, the exit status is 1
+    and DIR is not kept.
+
+    \b
+    Examples:
+      orpo-trl merge outputs/mistral_qlora -o outputs/merged
+      orpo-trl merge outputs/mistral_qlora -o outputs/merged --data recipes/quickstart/data --split test
+    """
+    from orpo_trl.merge import MergeError, describe, merge_adapter
+
+    try:
+        found = merge_adapter(adapter, output, dtype=dtype, **options)
+    except MergeError as error:
+        click.echo(f"Error: {printable(str(error))}", err=True)
+        raise SystemExit(FAILED) from error
+    click.echo(printable(describe(found, output, dtype)), err=True)
+    answer(str(output))
+
+
+@main.command()
 @argument("target")
 @argument("benchmark", required=False)
 @option("--data", type=_ANY_PATH, help="Items of BENCHMARK instead of the Hub's: a file, or a folder of NAME.jsonl.")
@@ -379,7 +415,7 @@ def chat(model: str, max_new_tokens: int | None, **options: Any) -> None:
 @option("--batch_size", type=IntRange(1), default=8, show_default=True, metavar="N", help="Rows of a forward pass.")
 @choice("--dtype", ["auto", "bfloat16", "float16", "float32"], "Of the weights. auto: as they are stored.")
 @option("--device", metavar="NAME", help="cpu, cuda, cuda:1, … Default: the GPU if there is one.")
-@option("--seed", type=int, default=0, show_default=True, help="Of everything that is drawn.")
+@option("--seed", type=int, default=1234, show_default=True, help="Of everything that is drawn.")
 @tokens("--max_new_tokens", 1, "Longest answer. Default: the benchmark's own.")
 @option("--chat_template_path", metavar="NAME", help="A .jinja file, or a tokenizer. Default: that of the model.")
 @option("--against", metavar="BASE", help="Also measure this model: preferences.")

@@ -44,7 +44,7 @@ _TASK = Benchmark("harness", "evaluate_task")
 # The tasks of the Open LLM Leaderboard, version 1, in the order of the paper's table.
 OPEN_LLM = ("arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc2", "winogrande", "gsm8k")
 BENCHMARKS = {
-    "ifeval": Benchmark("harness", "evaluate_ifeval", takes_answers=True),
+    "ifeval": Benchmark("ifeval", "evaluate_ifeval", takes_answers=True),
     **dict.fromkeys(OPEN_LLM, _TASK),
     "preferences": Benchmark("preferences", "evaluate_preferences"),
     "alpaca_eval": Benchmark("alpaca_eval", "evaluate_alpaca_eval", has_judge=True, takes_answers=True),
@@ -158,7 +158,7 @@ def _title(evaluation: Evaluation) -> str:
     parts = [f"{evaluation.answered} of {evaluation.asked} items"]
     parts += [f"the first {evaluation.limit} alone"] if evaluation.limit else []
     parts += [f"{evaluation.shots} shots"] if evaluation.shots is not None else []
-    parts += [evaluation.template or "no template"]
+    parts += [f"chat template: {evaluation.template or 'none'}"]
     parts += [f"judge {evaluation.judge}"] if evaluation.judge else []
     return f"{evaluation.benchmark} of {evaluation.model} ({', '.join(parts)})"
 

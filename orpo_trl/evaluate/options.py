@@ -21,7 +21,7 @@ class Options:
         batch_size: rows of a forward pass.
         dtype: of the weights; `auto` as they are stored.
         device: torch's name; None for the GPU where there is one.
-        seed: of everything that is drawn.
+        seed: of everything that is drawn; lm-eval's own by default.
         max_new_tokens: of an answer; None for the benchmark's own.
         chat_template_path: a .jinja file, or a tokenizer; None for the model's own template.
         trust_remote_code: whether code that comes with the model may run.
@@ -44,7 +44,7 @@ class Options:
     batch_size: int = 8
     dtype: str = "auto"
     device: str | None = None
-    seed: int = 0
+    seed: int = 1234
     max_new_tokens: int | None = None
     chat_template_path: str | None = None
     trust_remote_code: bool = False
