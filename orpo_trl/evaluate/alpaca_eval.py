@@ -3,22 +3,22 @@
 What it sends to the judge goes through judge.py, which keeps, retries and counts.
 """
 
-import json
 import logging
 import sys
 import types
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from orpo_trl.evaluate.judge import Judge, Judged, endpoint_of, judge_all, missing_note, path_of
+from orpo_trl.evaluate.answers import find_answers, rows_with
+from orpo_trl.evaluate.judge import Judge, endpoint_of, judge_all, missing_note, path_of
 from orpo_trl.evaluate.options import Options, Target
 from orpo_trl.evaluations import Evaluation, Figure
-from orpo_trl.plain_files import MAX_RECORDS, read_text
 from orpo_trl.run_folder import now
 from orpo_trl.versions import installed_versions
 
@@ -55,7 +55,7 @@ _VERSIONS = {
 }
 
 
-def evaluate_alpaca_eval(target: Target, options: Options) -> Evaluation:
+def evaluate_alpaca_eval(target: Target, options: Options) -> Evaluation | None:
     """The win rate against reference outputs, in percent; for AlpacaEval 2 the length-controlled one too.
 
     Source: Li et al. 2023; Dubois et al. 2024, arXiv 2404.04475, for length control.
@@ -64,38 +64,48 @@ def evaluate_alpaca_eval(target: Target, options: Options) -> Evaluation:
         ValueError: for files that are missing or of another form, and what `judge_all` raises.
     """
     asked = _VERSIONS[options.benchmark]
+    if options.annotations is not None:
+        with _package():
+            rows = _stored(options.annotations, target, options)
+            return _evaluation(target, options, asked, rows, rows[0]["annotator"], "unknown", {})
+    if options.reference_outputs is None:
+        raise ValueError(
+            f"{options.benchmark}: expected --reference_outputs FILE: {asked.references} of {_HUB}. The package's own "
+            f"way to it fails with datasets 4 and later."
+        )
+    prompts = options.data_file("alpaca_eval") or options.reference_outputs
+    answers = find_answers(target, options, "alpaca_eval", prompts)
+    if answers is None:
+        return None
     with _package():
-        if options.annotations is not None:
-            rows, judge, settings = _stored(options.annotations, target, options), None, {}
-        else:
-            rows, judge, settings = _judged(target, options, asked)
-        return _evaluation(target, options, asked, rows, judge, settings)
+        rows, judge, settings = _judged(answers.path, target, options, asked)
+        return _evaluation(target, options, asked, rows, judge, answers.template, settings)
 
 
 # ---- Judging ---------------------------------------------------------------------------------------------------------
 
 
-def _judged(target: Target, options: Options, asked: _Version) -> tuple[list[dict], str, dict[str, Any]]:
+def _judged(
+    answers_file: Path, target: Target, options: Options, asked: _Version
+) -> tuple[list[dict], str, dict[str, Any]]:
     from alpaca_eval.annotators import PairwiseAnnotator
 
-    answers, references = _pairs(target, options, asked)
+    answers, references = _pairs(answers_file, options)
     # `caching_path`: else the package would keep annotations in its own folder.
     annotator = PairwiseAnnotator(annotators_config=asked.configuration, caching_path=None)
     single = annotator.annotators[asked.configuration]
-    model = single.completions_kwargs["model_name"]
-    if options.judge not in (None, asked.configuration):
-        model = options.judge
-    judge = asked.configuration
-    if model != single.completions_kwargs["model_name"]:
-        judge = f"{model} with the prompt of {asked.configuration}"
-    found = _Sender(single, model, asked, options, path_of(target, options, asked.benchmark))
-    single.fn_completions = found.send
-    rows = annotator.annotate_head2head(outputs_1=references, outputs_2=answers, is_ordered=True, chunksize=None)
+    usual = single.completions_kwargs["model_name"]
+    model = usual if options.judge in (None, asked.configuration) else options.judge
+    sender = _Sender(single, model, asked, options, path_of(target, options, asked.benchmark))
+    single.fn_completions = sender.send
+    with redirect_stderr(StringIO()):  # a progress bar of one step; `send` has its own
+        rows = annotator.annotate_head2head(outputs_1=references, outputs_2=answers, is_ordered=True, chunksize=None)
+    judge = asked.configuration if model == usual else f"{model} with the prompt of {asked.configuration}"
     settings = {
         "judge_model": model,
-        "judge_sampling": found.sampling,
-        "judge_tokens": found.tokens,
-        "judge_problem": found.problem,
+        "judge_sampling": sender.sampling,
+        "judge_tokens": sender.tokens,
+        "judge_problem": sender.problem,
     }
     return rows, judge, settings
 
@@ -105,6 +115,7 @@ class _Sender:
 
     def __init__(self, single: Any, model: str, asked: _Version, options: Options, path: Path):
         self.single, self.model, self.asked, self.options, self.path = single, model, asked, options, path
+        self.stderr = sys.stderr
         self.sampling: dict[str, Any] = {}
         self.tokens: dict[str, int] = {}
         self.problem: str | None = None
@@ -122,7 +133,9 @@ class _Sender:
             self.options.price,
             self.options.yes,
         )
-        judged: Judged = judge_all([prompt_to_chatml(prompt.strip()) for prompt in prompts], judge, self.path)
+        conversations = [prompt_to_chatml(prompt.strip()) for prompt in prompts]
+        with redirect_stderr(self.stderr):
+            judged = judge_all(conversations, judge, self.path)
         self.tokens = {"prompt": judged.tokens.prompt, "reply": judged.tokens.reply}
         self.problem = next(iter(judged.problems.values()), None)
         # The parsers of the package turn an empty completion into a missing annotation.
@@ -144,30 +157,24 @@ class _Sender:
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
 
-def _pairs(target: Target, options: Options, asked: _Version) -> tuple[list[dict], list[dict]]:
+def _pairs(answers_file: Path, options: Options) -> tuple[list[dict], list[dict]]:
     """Answers and reference outputs, row by row of the same instructions."""
-    if options.reference_outputs is None:
-        raise ValueError(
-            f"{options.benchmark}: expected --reference_outputs FILE: {asked.references} of {_HUB}. The package's own "
-            f"way to it fails with datasets 4 and later."
-        )
-    if target.answers is None:
-        raise ValueError(f"{options.benchmark}: expected a file of answers, received {target.name}")
-    answers = _read_rows(target.answers, ("instruction", "output"))[: options.limit]
-    references = _read_rows(options.reference_outputs, ("instruction", "output"))[: options.limit]
+    assert options.reference_outputs is not None
+    answers = rows_with(answers_file, ("instruction", "output"))[: options.limit]
+    references = rows_with(options.reference_outputs, ("instruction", "output"))[: options.limit]
     if len(answers) != len(references):
         raise ValueError(
-            f"{target.answers}: expected {len(references)} answers, as {options.reference_outputs} has, "
+            f"{answers_file}: expected {len(references)} answers, as {options.reference_outputs} has, "
             f"received {len(answers)}"
         )
     for number, (answer, reference) in enumerate(zip(answers, references, strict=True), 1):
         if answer["instruction"] != reference["instruction"]:
             raise ValueError(
-                f"{target.answers}, row {number}: expected the instruction {reference['instruction']!r:.80} of "
+                f"{answers_file}, row {number}: expected the instruction {reference['instruction']!r:.80} of "
                 f"{options.reference_outputs}, received {answer['instruction']!r:.80}"
             )
     return (
-        [_row(answer, target.name) for answer in answers],
+        [_row(answer, answers_file.stem) for answer in answers],
         [_row(reference, "reference") for reference in references],
     )
 
@@ -179,12 +186,12 @@ def _row(row: dict, generator: str) -> dict:
 def _stored(path: Path, target: Target, options: Options) -> list[dict]:
     """Stored annotations, in the package's format."""
     keys = ("instruction", "output_1", "output_2", "generator_1", "generator_2", "annotator", "preference")
-    rows = _read_rows(path, keys)[: options.limit]
+    rows = rows_with(path, keys)[: options.limit]
     for key in ("annotator", "generator_1", "generator_2"):
         if len({row[key] for row in rows}) > 1:
             raise ValueError(f"{path}: expected one {key}, received {sorted({str(row[key]) for row in rows})}")
     if target.answers is not None:
-        answers = _read_rows(target.answers, ("instruction", "output"))[: options.limit]
+        answers = rows_with(target.answers, ("instruction", "output"))[: options.limit]
         if [row["output_2"] for row in rows] != [answer["output"] for answer in answers]:
             raise ValueError(
                 f"{path}: expected annotations of the answers in {target.answers}, received those of others"
@@ -192,25 +199,17 @@ def _stored(path: Path, target: Target, options: Options) -> list[dict]:
     return rows
 
 
-def _read_rows(path: Path, keys: Sequence[str]) -> list[dict]:
-    try:
-        rows = json.loads(read_text(path, MAX_RECORDS))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected a JSON list of rows: {error}") from error
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{path}: expected a JSON list of rows, received {type(rows).__name__} of none")
-    for number, row in enumerate(rows, 1):
-        missing = [key for key in keys if not isinstance(row, dict) or key not in row]
-        if missing:
-            raise ValueError(f"{path}, row {number}: expected the keys {', '.join(keys)}; {missing[0]!r} is missing")
-    return rows
-
-
 # ---- Figures ---------------------------------------------------------------------------------------------------------
 
 
 def _evaluation(
-    target: Target, options: Options, asked: _Version, rows: list[dict], judge: str | None, settings: dict[str, Any]
+    target: Target,
+    options: Options,
+    asked: _Version,
+    rows: list[dict],
+    judge: str,
+    template: str,
+    settings: dict[str, Any],
 ) -> Evaluation:
     problem = settings.pop("judge_problem", None)
     missing = [number for number, row in enumerate(rows, 1) if _is_missing(row["preference"])]
@@ -224,9 +223,9 @@ def _evaluation(
         figures=figures,
         asked=len(rows),
         answered=len(rows) - len(missing),
-        template=None,
+        template=template,
         shots=None,
-        judge=judge or rows[0]["annotator"],
+        judge=judge,
         limit=options.limit,
         settings={"reference": rows[0]["generator_1"], "rows": len(rows), **settings},
         versions=installed_versions(_PACKAGES),

@@ -5,17 +5,18 @@ Source: Zheng et al. 2023, arXiv 2306.05685; the single-answer grading of FastCh
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from orpo_trl.evaluate.json_lines import read_json_lines
+from orpo_trl.evaluate.answers import find_answers, rows_with
 from orpo_trl.evaluate.judge import Judge, endpoint_of, judge_all, missing_note, path_of
 from orpo_trl.evaluate.mt_bench_prompts import OWN, WITH_REFERENCE, JudgePrompts, read_fastchat
-from orpo_trl.evaluate.options import DataUnreachable, Options, Target
+from orpo_trl.evaluate.options import Options, Target
 from orpo_trl.evaluations import Evaluation, Figure
+from orpo_trl.generate.benchmarks import data_of
 from orpo_trl.run_folder import now
 from orpo_trl.versions import installed_versions
 
@@ -43,20 +44,38 @@ class _Turn:
         return f"{self.question} turn {self.turn}"
 
 
-def evaluate_mt_bench(target: Target, options: Options) -> Evaluation:
+@dataclass(frozen=True)
+class _Graded:
+    """Grades, who gave them, and why one is missing."""
+
+    grades: dict[_Turn, float]
+    judge: str
+    settings: dict[str, Any]
+    problem: str | None = None
+
+
+def evaluate_mt_bench(target: Target, options: Options) -> Evaluation | None:
     """The mean grade of all judged turns, of each turn, and of each category.
 
     Raises:
         ValueError: for files that are missing or of another form, and what `judge_all` raises.
     """
-    categories, questions = _questions(options)
+    path = data_of("mt_bench", options.data_file("mt_bench"))
+    categories, questions = _questions(path, options.limit)
     turns = [_Turn(question, category, turn) for question, category in categories.items() for turn in _TURNS]
     if options.annotations is not None:
-        grades, judge, settings, problem = _stored(options.annotations, turns)
-    else:
-        grades, judge, settings, problem = _judged(target, options, turns, questions)
+        return _evaluation(target, options, turns, _stored(options.annotations, turns), "unknown")
+    answers = find_answers(target, options, "mt_bench", path)
+    if answers is None:
+        return None
+    graded = _judged(target, options, turns, questions, _require(answers.path, _read_answers(answers.path), questions))
+    return _evaluation(target, options, turns, graded, answers.template)
+
+
+def _evaluation(target: Target, options: Options, turns: Sequence[_Turn], graded: _Graded, template: str) -> Evaluation:
+    grades = graded.grades
     if not grades:
-        raise ValueError(f"mt_bench: none of {len(turns)} turns has a verdict. For example: {problem}")
+        raise ValueError(f"mt_bench: none of {len(turns)} turns has a verdict. For example: {graded.problem}")
     missing = [str(turn) for turn in turns if turn not in grades]
     return Evaluation(
         benchmark="mt_bench",
@@ -65,14 +84,14 @@ def evaluate_mt_bench(target: Target, options: Options) -> Evaluation:
         groups={"category": _by_category(grades)},
         asked=len(turns),
         answered=len(grades),
-        template=None,
+        template=template,
         shots=None,
-        judge=judge,
+        judge=graded.judge,
         limit=options.limit,
-        settings=settings,
+        settings=graded.settings,
         versions=installed_versions(_PACKAGES),
         date=now(),
-        notes=missing_note(missing, "turns", problem),
+        notes=missing_note(missing, "turns", graded.problem),
     )
 
 
@@ -97,10 +116,7 @@ def read_rating(choice: dict[str, Any]) -> float:
 # ---- Judging ---------------------------------------------------------------------------------------------------------
 
 
-def _judged(
-    target: Target, options: Options, turns: Sequence[_Turn], questions: _Texts
-) -> tuple[dict[_Turn, float], str, dict[str, Any], str | None]:
-    answers = _answers(target, turns)
+def _judged(target: Target, options: Options, turns: Sequence[_Turn], questions: _Texts, answers: _Texts) -> _Graded:
     prompts = OWN if options.judge_prompts is None else read_fastchat(options.judge_prompts)
     references = _references(options, prompts, turns)
     model = options.judge or _JUDGE
@@ -120,7 +136,7 @@ def _judged(
     }
     # Such a grade must not be taken for one under FastChat's prompts.
     judge_name = model if prompts is not OWN else f"{model} with our own wording"
-    return grades, judge_name, settings, next(iter(judged.problems.values()), None)
+    return _Graded(grades, judge_name, settings, next(iter(judged.problems.values()), None))
 
 
 def _references_of(turn: _Turn, references: _Texts) -> list[str] | None:
@@ -130,22 +146,14 @@ def _references_of(turn: _Turn, references: _Texts) -> list[str] | None:
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
 
-def _questions(options: Options) -> tuple[dict[Any, str], _Texts]:
+def _questions(path: Path, limit: int | None) -> tuple[dict[Any, str], _Texts]:
     """Categories and texts by question."""
-    path = options.data_file("mt_bench")
-    if path is None:
-        raise DataUnreachable("mt_bench", "FastChat's question.jsonl", "no file is named")
-    rows = read_json_lines(path)[: options.limit]
+    rows = rows_with(path, ("question_id", "category", "turns"))[:limit]
     for row in rows:
-        if not isinstance(row.get("category"), str):
-            raise ValueError(f"{path}: expected a `category` of question {row.get('question_id')}, found none")
-    return {row["question_id"]: row["category"] for row in rows}, _texts(path, rows, lambda row: row["turns"])
-
-
-def _answers(target: Target, turns: Sequence[_Turn]) -> _Texts:
-    if target.answers is None:
-        raise ValueError(f"mt_bench: expected a file of answers, received {target.name}")
-    return _require(target.answers, _read_answers(target.answers), {turn.question: None for turn in turns})
+        if not isinstance(row["category"], str):
+            raise ValueError(f"{path}: expected a text in `category`, received {row['category']!r:.60}")
+    texts = _texts(path, rows, lambda row: row["turns"])
+    return {row["question_id"]: row["category"] for row in rows}, texts
 
 
 def _references(options: Options, prompts: JudgePrompts, turns: Sequence[_Turn]) -> _Texts:
@@ -161,7 +169,7 @@ def _references(options: Options, prompts: JudgePrompts, turns: Sequence[_Turn])
 
 
 def _read_answers(path: Path) -> _Texts:
-    return _texts(path, read_json_lines(path), lambda row: row["choices"][0]["turns"])
+    return _texts(path, rows_with(path, ("question_id", "choices")), lambda row: row["choices"][0]["turns"])
 
 
 def _texts(path: Path, rows: list[dict], turns_of: Any) -> _Texts:
@@ -176,23 +184,25 @@ def _texts(path: Path, rows: list[dict], turns_of: Any) -> _Texts:
     return found
 
 
-def _require(path: Path, found: _Texts, questions: dict[Any, None]) -> _Texts:
+def _require(path: Path, found: _Texts, questions: Iterable[Any]) -> _Texts:
     missing = [str(question) for question in questions if question not in found]
     if missing:
         raise ValueError(f"{path}: expected answers to all questions; those to {', '.join(missing)} are missing")
     return found
 
 
-def _stored(path: Path, turns: Sequence[_Turn]) -> tuple[dict[_Turn, float], str, dict[str, Any], str | None]:
+def _stored(path: Path, turns: Sequence[_Turn]) -> _Graded:
     """Grades of FastChat's file of single-answer judgements (`model_judgment/gpt-4_single.jsonl`) of one model."""
-    rows = read_json_lines(path)
+    rows = rows_with(path, ("question_id", "model", "judge", "score", "turn"))
     try:
         scores = {(row["question_id"], row["turn"]): row["score"] for row in rows}
         models = {str(row["model"]) for row in rows}
         judges = {str(row["judge"][0]) for row in rows}
         names = {str(row["judge"][1]) for row in rows}
     except (LookupError, TypeError) as error:
-        raise ValueError(f"{path}: expected FastChat's single-answer judgements; {error} is missing") from error
+        raise ValueError(
+            f"{path}: expected FastChat's judgements, with the judge's model and prompt: {error}"
+        ) from error
     if len(models) > 1 or len(judges) > 1 or len(scores) < len(rows):
         raise ValueError(
             f"{path}: expected one judgement of each turn, of one model by one judge; received {len(rows)} judgements "
@@ -204,7 +214,7 @@ def _stored(path: Path, turns: Sequence[_Turn]) -> tuple[dict[_Turn, float], str
         if isinstance(score, int | float) and 1 <= score <= 10:  # FastChat writes -1 where it found none
             grades[turn] = float(score)
     is_fastchat = all(name.startswith("single-") for name in names)
-    return grades, judges.pop(), {"judge_prompts": "FastChat" if is_fastchat else "unknown"}, None
+    return _Graded(grades, judges.pop(), {"judge_prompts": "FastChat" if is_fastchat else "unknown"})
 
 
 # ---- Figures ---------------------------------------------------------------------------------------------------------

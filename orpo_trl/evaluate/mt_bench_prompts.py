@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orpo_trl.evaluate.json_lines import read_json_lines
+from orpo_trl.generate.prompts import read_rows
 
 # Categories that FastChat judges with reference answers (`NEED_REF_CATS` of its common.py).
 WITH_REFERENCE = ("math", "reasoning", "coding")
@@ -66,7 +66,7 @@ def read_fastchat(path: Path) -> JudgePrompts:
     Raises:
         ValueError: where one is missing, or has other fields than FastChat's.
     """
-    found = {row.get("name"): row for row in read_json_lines(path)}
+    found = {row.get("name"): row for _, row in read_rows(path)}
     templates = {}
     for (has_reference, turn), name in _NAMES.items():
         try:

@@ -59,7 +59,12 @@ def write_answers(folder: Path, count: int) -> tuple[Path, Path]:
     paths = folder / "answers.json", folder / "references.json"
     for path, generator in zip(paths, ("mine", "reference"), strict=True):
         rows = [
-            {"instruction": f"Tell me about {i}.", "output": f"{generator} says {i}", "generator": generator, "dataset": "d"}
+            {
+                "instruction": f"Tell me about {i}.",
+                "output": f"{generator} says {i}",
+                "generator": generator,
+                "dataset": "d",
+            }
             for i in range(count)
         ]
         path.write_text(json.dumps(rows), encoding="utf-8")
