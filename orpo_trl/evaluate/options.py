@@ -26,7 +26,7 @@ class Options:
         chat_template_path: a .jinja file, or a tokenizer; None for the model's own template.
         trust_remote_code: whether code that comes with the model may run.
         against: Hub id or folder of a model to compare with.
-        judge: configuration or model that judges; None for the benchmark's own.
+        judge: model that judges; None for the benchmark's own.
         endpoint: address of an OpenAI-compatible server of the judge; None for the library's own.
         judge_prompts, reference_answers: FastChat's files for MT-Bench.
         reference_outputs: answers that AlpacaEval compares with.
