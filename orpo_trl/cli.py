@@ -428,12 +428,22 @@ def merge(adapter: str, output: Path, dtype: str, **options: Any) -> None:
 @tokens("--max_new_tokens", 1, "Longest answer. Default: the benchmark's own.")
 @option("--chat_template_path", metavar="NAME", help="A .jinja file, or a tokenizer. Default: that of the model.")
 @option("--against", metavar="BASE", help="Also measure this model: preferences.")
-@option("--judge", metavar="NAME", help="Configuration or model that judges. Default: the benchmark's own.")
+@option("--judge", metavar="NAME", help="Model that judges. Default: the benchmark's own.")
 @option("--endpoint", metavar="URL", help="OpenAI-compatible server of the judge. Its key: OPENAI_API_KEY.")
 @option("--judge_prompts", type=_FILE, help="FastChat's judge_prompts.jsonl: mt_bench.")
 @option("--reference_answers", type=_FILE, help="FastChat's reference answers: mt_bench.")
 @option("--reference_outputs", type=_FILE, help="Answers to compare with: alpaca_eval.")
+@option("--annotations", type=_FILE, help="Score these stored judgements: AlpacaEval's, or FastChat's of one model.")
 @option("--workers", type=IntRange(1), default=8, show_default=True, metavar="N", help="Requests at one time.")
+@option(
+    "--timeout",
+    type=Number(0, min_open=True),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Silence of the judge's server, after which a request is sent again.",
+)
+@option("--price", type=(Number(0), Number(0)), metavar="IN OUT", help="Judge's USD per million tokens, if unknown.")
 @option("--yes", is_flag=True, help="Send requests that cost money without asking.")
 @option("--trust_remote_code", is_flag=True, help="Run code that comes with TARGET.")
 def evaluate(target: str, benchmark: str | None, **options: Any) -> None:
@@ -441,8 +451,11 @@ def evaluate(target: str, benchmark: str | None, **options: Any) -> None:
 
     TARGET is a Hub id, the folder of a model, an adapter or a run, or a file of answers that `generate` has written.
     BENCHMARK is ifeval, open_llm (arc_challenge, hellaswag, mmlu, truthfulqa_mc2, winogrande, gsm8k), preferences,
-    alpaca_eval, mt_bench, or any task of lm-eval by its name. Default: all that need no judge. The figures are printed,
-    and written with every setting and version to evaluations/NAME.json.
+    alpaca_eval (version 2), alpaca_eval_1, mt_bench, or any task of lm-eval by its name. Default: all that need no
+    judge. The figures are printed, and written with every setting and version to evaluations/NAME.json.
+
+    A judge costs money: what it will cost is shown first. Its replies are kept beside the evaluation, and the same
+    command goes on after a kill, or where verdicts are missing (exit status 75).
 
     \b
     Examples:
@@ -450,6 +463,8 @@ def evaluate(target: str, benchmark: str | None, **options: Any) -> None:
       orpo-trl evaluate kaist-ai/mistral-orpo-beta ifeval --dtype bfloat16
       orpo-trl evaluate outputs/mistral_beta open_llm --data leaderboard --limit 100
       orpo-trl evaluate answers.jsonl ifeval --data ifeval.jsonl
+      orpo-trl evaluate beta.json alpaca_eval --reference_outputs alpaca_eval_gpt4_baseline.json
+      orpo-trl evaluate beta.jsonl mt_bench --judge_prompts judge_prompts.jsonl --reference_answers gpt-4.jsonl
     """
     from orpo_trl.evaluate.command import run_evaluate
     from orpo_trl.evaluate.options import Options

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
+from orpo_trl.commands import Unfinished
+from orpo_trl.evaluate.judge import GOES_ON
 from orpo_trl.evaluate.options import Options, Target, find_target
 from orpo_trl.evaluations import Evaluation, write_evaluation
 from orpo_trl.printable import printable
@@ -49,6 +51,7 @@ BENCHMARKS = {
     **dict.fromkeys(OPEN_LLM, _TASK),
     "preferences": Benchmark("preferences", "evaluate_preferences"),
     "alpaca_eval": Benchmark("alpaca_eval", "evaluate_alpaca_eval", has_judge=True, takes_answers=True),
+    "alpaca_eval_1": Benchmark("alpaca_eval", "evaluate_alpaca_eval", has_judge=True, takes_answers=True),
     "mt_bench": Benchmark("mt_bench", "evaluate_mt_bench", has_judge=True, takes_answers=True),
 }
 GROUPS = {"open_llm": OPEN_LLM}
@@ -65,10 +68,11 @@ def run_evaluate(target: str, benchmark: str | None, options: Options) -> Iterat
 
     Raises:
         ValueError, OSError: for what the user can mend; of several benchmarks at the end.
+        Unfinished: where a judge has left items without a verdict, after the table.
     """
     found = find_target(target)
     names = _names(found, benchmark, options)
-    failed = []
+    failed, unjudged = [], []
     for name in names:
         try:
             evaluation = _function(name)(found, replace(options, benchmark=name))
@@ -81,6 +85,12 @@ def run_evaluate(target: str, benchmark: str | None, options: Options) -> Iterat
         if evaluation is not None:
             path = _write(options.output or found.folder, evaluation)
             yield f"{table(evaluation)}\n{path}\n"
+            if BENCHMARKS.get(name, _TASK).has_judge and evaluation.answered < evaluation.asked:
+                unjudged.append(
+                    f"{name}: {evaluation.asked - evaluation.answered} of {evaluation.asked} have no verdict."
+                )
+    if unjudged and options.annotations is None:
+        raise Unfinished(" ".join([*unjudged, GOES_ON]))
     if failed:
         raise ValueError(f"not evaluated: {', '.join(failed)}; the reasons are above")
 

@@ -84,6 +84,15 @@ def conversations_of(prompts: str, data: Path | None) -> tuple[Benchmark, list[C
     return benchmark, benchmark.read(data or _from_hub(prompts, benchmark.source))
 
 
+def data_of(name: str, data: Path | None) -> Path:
+    """The file of a benchmark's prompts: `data`, else that of the Hub.
+
+    Raises:
+        ValueError: where the Hub does not give it.
+    """
+    return data or _from_hub(name, BENCHMARKS[name].source)
+
+
 def _from_hub(name: str, source: Source | None) -> Path:
     from huggingface_hub import hf_hub_download
 
