@@ -307,7 +307,9 @@ def logps(model: str, data: str, output: Path | None, **options: Any) -> None:
 @option("--against", metavar="BASE", help="Also answer with this model, and show both.")
 @option("--limit", type=IntRange(1), metavar="N", help="The first prompts alone.")
 @option("--endpoint", metavar="URL", help="An OpenAI-compatible server that answers, and knows MODEL by this name.")
-@option("--workers", type=IntRange(1), default=8, show_default=True, metavar="N", help="Requests at a time.")
+@option(
+    "--workers", type=IntRange(1), default=8, show_default=True, metavar="N", help="Requests at a time of --endpoint."
+)
 @option(
     "--timeout",
     type=Number(0, min_open=True),
@@ -319,7 +321,14 @@ def logps(model: str, data: str, output: Path | None, **options: Any) -> None:
 @tokens("--max_new_tokens", 1, "Longest answer. Default: the benchmark's; 1024 of a file.")
 @option("--temperature", type=Number(0), help="0: greedy. Default: the benchmark's; 0 of a file.")
 @_sampling_options
-@option("--batch_size", type=IntRange(1), default=16, show_default=True, metavar="N", help="Answers at a time.")
+@option(
+    "--batch_size",
+    type=IntRange(1),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Answers at a time of a model in this process.",
+)
 def generate(model: str, prompts: str, output: Path, **options: Any) -> None:
     """Write MODEL's answers to PROMPTS.
 
