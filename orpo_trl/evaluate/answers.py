@@ -7,6 +7,7 @@ from typing import Any
 
 from orpo_trl.evaluate.options import Options, Target
 from orpo_trl.evaluations import FOLDER
+from orpo_trl.generate.benchmarks import settings_file
 from orpo_trl.generate.prompts import read_rows
 from orpo_trl.plain_files import read_text
 
@@ -37,10 +38,12 @@ def find_answers(target: Target, options: Options, benchmark: str, prompts: Path
     Raises:
         ValueError, OSError: for what the user can mend.
     """
-    from orpo_trl.generate.run import generate_answers, settings_file  # loads torch
-
     if target.answers is not None:
         return Answers(target.answers, "own" if _has_template(settings_file(target.answers)) else "unknown")
+    from accelerate import PartialState
+
+    from orpo_trl.generate.run import generate_answers  # loads torch
+
     folder = (options.output or target.folder) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     part = f".first-{options.limit}" if options.limit else ""
@@ -58,8 +61,6 @@ def find_answers(target: Target, options: Options, benchmark: str, prompts: Path
         chat_template_path=options.chat_template_path,
         trust_remote_code=options.trust_remote_code,
     )
-    from accelerate import PartialState
-
     return Answers(path, options.chat_template_path or "own") if PartialState().is_main_process else None
 
 

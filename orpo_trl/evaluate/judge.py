@@ -1,5 +1,6 @@
 """Another model as the judge of answers: each judgement is asked for, read, kept, and counted."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from orpo_trl.commands import Unfinished
-from orpo_trl.endpoint import Endpoint, EndpointError, Message, Reply, Request
+from orpo_trl.endpoint import KEY_VARIABLE, Endpoint, EndpointError, Message, Reply, Request
 from orpo_trl.evaluate.judge_cost import Tokens, ask_leave, estimate, price_of
 from orpo_trl.evaluate.judgements import Judgements, key_of, open_judgements
 from orpo_trl.evaluate.options import Options, Target
@@ -143,8 +144,12 @@ class _Round:
     def run(self) -> None:
         """Ask for what is waiting."""
         judge, model = self.judge, self.judge.endpoint.model
+        if judge.endpoint.url is None and not (os.environ.get(KEY_VARIABLE) or os.environ.get("OPENAI_BASE_URL")):
+            raise ValueError(
+                f"The judge {model} at OpenAI needs a key in {KEY_VARIABLE}. Another server: --endpoint URL"
+            )
         price = price_of(model, judge.price)
-        expected = estimate(list(self.waiting.values()), model, judge.usual_tokens)
+        expected = estimate(list(self.waiting.values()), judge.endpoint, judge.usual_tokens)
         ask_leave(len(self.waiting), model, expected, price, judge.yes)
         with tqdm(total=len(self.waiting), desc="Judging", unit="judgement", file=sys.stderr) as bar:
             for _ in range(_TRIES):

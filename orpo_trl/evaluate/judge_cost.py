@@ -1,12 +1,14 @@
 """What judging costs: estimated and shown before anything is sent."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import click
 
-from orpo_trl.endpoint import Message
+from orpo_trl.endpoint import Endpoint, Message
 from orpo_trl.printable import printable
 
 # USD per million tokens, of the prompt and of the reply. OpenAI's price list as of 2025-11; alpaca_eval 0.6.6
@@ -49,14 +51,17 @@ def price_of(model: str, given: tuple[float, float] | None) -> tuple[float, floa
     return given or _PRICES.get(model)
 
 
-def estimate(conversations: Sequence[Sequence[Message]], model: str, usual_tokens: int) -> Tokens:
+def estimate(conversations: Sequence[Sequence[Message]], endpoint: Endpoint, usual_tokens: int) -> Tokens:
     """The tokens that judging will use, if each judgement is right at once.
+
+    They are counted by tiktoken for OpenAI's own server, and elsewhere where TIKTOKEN_CACHE_DIR is set, if the judge's
+    encoding can be had; else they are estimated from the characters.
 
     Args:
         conversations: one for each judgement.
         usual_tokens: of a reply.
     """
-    count = _counter(model)
+    count = _counter(endpoint)
     prompt = sum(
         _TOKENS_OF_REPLY_START + sum(_TOKENS_PER_MESSAGE + count(message["content"]) for message in messages)
         for messages in conversations
@@ -85,12 +90,13 @@ def ask_leave(count: int, model: str, tokens: Tokens, price: tuple[float, float]
         raise ValueError("Nothing was sent.")
 
 
-def _counter(model: str) -> Callable[[str], float]:
-    try:
-        import tiktoken
+def _counter(endpoint: Endpoint) -> Callable[[str], float]:
+    # tiktoken downloads an encoding that it does not have; a machine with a server of its own may have no network.
+    if endpoint.url is None or "TIKTOKEN_CACHE_DIR" in os.environ:
+        # No tiktoken; the file of its encoding cannot be had, or is damaged; no model of OpenAI's.
+        with suppress(ImportError, OSError, ValueError, KeyError):
+            import tiktoken
 
-        encoding = tiktoken.encoding_for_model(model)
-    # No model of OpenAI's; the file of its encoding cannot be had, or is damaged; no tiktoken.
-    except (KeyError, OSError, ValueError, ImportError):
-        return lambda text: len(text) / _CHARACTERS_PER_TOKEN
-    return lambda text: len(encoding.encode_ordinary(text))
+            encoding = tiktoken.encoding_for_model(endpoint.model)
+            return lambda text: len(encoding.encode_ordinary(text))
+    return lambda text: len(text) / _CHARACTERS_PER_TOKEN

@@ -48,6 +48,7 @@ class _Turn:
 class _Graded:
     """Grades, who gave them, and why one is missing."""
 
+    model: str
     grades: dict[_Turn, float]
     judge: str
     settings: dict[str, Any]
@@ -68,7 +69,7 @@ def evaluate_mt_bench(target: Target, options: Options) -> Evaluation | None:
     answers = find_answers(target, options, "mt_bench", path)
     if answers is None:
         return None
-    graded = _judged(target, options, turns, questions, _require(answers.path, _read_answers(answers.path), questions))
+    graded = _judged(target, options, turns, questions, answers.path)
     return _evaluation(target, options, turns, graded, answers.template)
 
 
@@ -79,7 +80,7 @@ def _evaluation(target: Target, options: Options, turns: Sequence[_Turn], graded
     missing = [str(turn) for turn in turns if turn not in grades]
     return Evaluation(
         benchmark="mt_bench",
-        model=target.name,
+        model=graded.model,
         figures=_figures(grades),
         groups={"category": _by_category(grades)},
         asked=len(turns),
@@ -116,7 +117,8 @@ def read_rating(choice: dict[str, Any]) -> float:
 # ---- Judging ---------------------------------------------------------------------------------------------------------
 
 
-def _judged(target: Target, options: Options, turns: Sequence[_Turn], questions: _Texts, answers: _Texts) -> _Graded:
+def _judged(target: Target, options: Options, turns: Sequence[_Turn], questions: _Texts, answers_file: Path) -> _Graded:
+    answers = _require(answers_file, _read_answers(answers_file), questions)
     prompts = OWN if options.judge_prompts is None else read_fastchat(options.judge_prompts)
     references = _references(options, prompts, turns)
     model = options.judge or _JUDGE
@@ -136,7 +138,10 @@ def _judged(target: Target, options: Options, turns: Sequence[_Turn], questions:
     }
     # Such a grade must not be taken for one under FastChat's prompts.
     judge_name = model if prompts is not OWN else f"{model} with our own wording"
-    return _Graded(grades, judge_name, settings, next(iter(judged.problems.values()), None))
+    model_judged = target.name
+    if target.answers is not None:
+        model_judged = str(rows_with(answers_file, ())[0].get("model_id") or target.name)
+    return _Graded(model_judged, grades, judge_name, settings, next(iter(judged.problems.values()), None))
 
 
 def _references_of(turn: _Turn, references: _Texts) -> list[str] | None:
@@ -214,7 +219,7 @@ def _stored(path: Path, turns: Sequence[_Turn]) -> _Graded:
         if isinstance(score, int | float) and 1 <= score <= 10:  # FastChat writes -1 where it found none
             grades[turn] = float(score)
     is_fastchat = all(name.startswith("single-") for name in names)
-    return _Graded(grades, judges.pop(), {"judge_prompts": "FastChat" if is_fastchat else "unknown"})
+    return _Graded(models.pop(), grades, judges.pop(), {"judge_prompts": "FastChat" if is_fastchat else "unknown"})
 
 
 # ---- Figures ---------------------------------------------------------------------------------------------------------

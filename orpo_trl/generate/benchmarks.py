@@ -107,6 +107,11 @@ def _from_hub(name: str, source: Source | None) -> Path:
         ) from error
 
 
+def settings_file(output: Path) -> Path:
+    """The file beside the answers that says how they were made."""
+    return output.with_name(f"{output.name}.settings.json")
+
+
 def read_answers(path: Path) -> list[list[str]]:
     """Answers of a file of any benchmark, or of one's own prompts: those of each conversation, in order.
 

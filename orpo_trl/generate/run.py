@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from orpo_trl.callbacks.record import installed_versions
 from orpo_trl.devices import torch_device
 from orpo_trl.endpoint import Endpoint
-from orpo_trl.generate.benchmarks import BENCHMARKS, Answered, Benchmark, conversations_of
+from orpo_trl.generate.benchmarks import BENCHMARKS, Answered, Benchmark, conversations_of, settings_file
 from orpo_trl.generate.engines import Engine, LocalModel, Prompt, RemoteModel
 from orpo_trl.generate.journal import Answer, Journal, differences, now, remove_journals
 from orpo_trl.generate.prompts import Conversation
@@ -139,11 +139,6 @@ def generate_answers(
     finally:
         journal.close()
     return output
-
-
-def settings_file(output: Path) -> Path:
-    """The file beside the answers that says how they were made."""
-    return output.with_name(f"{output.name}.settings.json")
 
 
 def _answer_all(

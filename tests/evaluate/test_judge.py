@@ -131,4 +131,12 @@ def test_costs_by_hand():
     assert price_of("my-judge", None) is None
     # A message of 44 characters is 10 tokens; 3 for each of the two messages, and 3 for the reply's start.
     two = [{"role": "system", "content": "x" * 44}, {"role": "user", "content": "y" * 88}]
-    assert estimate([two, two], "my-judge", 7) == Tokens(2 * (10 + 20 + 3 + 3 + 3), 14)
+    own = Endpoint("http://localhost:1/v1", "my-judge")
+    assert estimate([two, two], own, 7) == Tokens(2 * (10 + 20 + 3 + 3 + 3), 14)
+
+
+def test_openai_without_a_key_is_refused_before_the_question(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(ValueError, match=r"gpt-4 at OpenAI needs a key in OPENAI_API_KEY\. Another server: --endpoint"):
+        judge_all(conversations(1), judge(None, endpoint=Endpoint(None, "gpt-4")), tmp_path / "kept.jsonl")

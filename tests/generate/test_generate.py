@@ -10,8 +10,9 @@ import torch
 from support.hostile_server import HostileServer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from orpo_trl.generate.benchmarks import settings_file
 from orpo_trl.generate.engines import LocalModel
-from orpo_trl.generate.run import Unanswered, generate_answers, settings_file
+from orpo_trl.generate.run import Unanswered, generate_answers
 
 QUESTIONS = [
     {
