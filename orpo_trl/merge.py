@@ -159,8 +159,8 @@ def compare(base: list[float], before: list[float], after: list[float], dtype: t
 def describe(found: Comparison, output: Path, dtype: str) -> str:
     """What the check has found, and what to do next, as text for people."""
     lines = [
-        f"Log-probabilities of {found.responses:,} responses: the adapter changes them by up to {found.effect:.4f}, the "
-        f"merge by up to {found.difference:.1g} (rounding explains {found.allowed:.1g})."
+        f"Log-probabilities of {found.responses:,} responses: the adapter changes them by up to {found.effect:.4f}, "
+        f"the merge by up to {found.difference:.1g} (rounding explains {found.allowed:.1g})."
     ]
     if found.effect <= found.allowed:
         lines.append(
@@ -225,7 +225,9 @@ def _pairs(tokenizer: PreTrainedTokenizerBase, data: str | None, split: str, con
     """Prepared pairs to compare over, cut to what the model reads."""
     limit = min(getattr(config.get_text_config(), "max_position_embeddings", None) or _MAX_LENGTH, _MAX_LENGTH)
     if data is None:
-        rows: Any = Dataset.from_list([dict(zip(("prompt", "chosen", "rejected"), text, strict=True)) for text in _TEXTS])
+        rows: Any = Dataset.from_list(
+            [dict(zip(("prompt", "chosen", "rejected"), text, strict=True)) for text in _TEXTS]
+        )
         return prepare_pairs(rows, tokenizer, PairRules(), "built-in")[0]
     rows, _ = load_pairs(DataArguments(dataset_name=data, dataset_train_split=split), with_test=False)
     pairs, report = prepare_pairs(rows, tokenizer, PairRules(max_length=limit), split)
@@ -256,7 +258,7 @@ def _load(
         try:
             loaded = PeftModelForCausalLM.from_pretrained(model, adapter)
         except UserWarning as error:
-            raise ValueError(f"The adapter {adapter!r} has not all of its weights. {str(error):.300}") from error
+            raise ValueError(f"The adapter {adapter!r} has not all of its weights. {error!s:.300}") from error
     if loaded.active_peft_config.is_prompt_learning:
         kind = type(loaded.active_peft_config).__name__
         raise ValueError(f"{adapter!r} puts virtual tokens before the prompt ({kind}), which no weights can stand for.")

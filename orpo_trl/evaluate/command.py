@@ -140,8 +140,21 @@ def table(evaluation: Evaluation) -> str:
     lines = [_title(evaluation)]
     width = max((len(name) for name in evaluation.figures), default=0)
     lines += [f"  {name:<{width}}  {figure_text(figure)}" for name, figure in evaluation.figures.items()]
+    lines += [line for kind in evaluation.groups for line in _group_lines(kind, evaluation.groups[kind])]
     lines += [f"  {note}" for note in evaluation.notes]
     return "\n".join(lines)
+
+
+def _group_lines(kind: str, groups: dict[str, dict[str, Figure]]) -> list[str]:
+    """The values of one kind of groups, a line per group, with the names of the figures above."""
+    names = list(dict.fromkeys(name for figures in groups.values() for name in figures))
+    width = max(len(label) for label in (kind, *groups))
+    lines = [f"  {kind:<{width}}  {'items':>6}" + "".join(f"  {name:>9}" for name in names)]
+    for label, figures in groups.items():
+        counts = {str(figure.n) for figure in figures.values() if figure.n is not None}
+        values = (f"{figures[name].value:>9.4f}" if name in figures else f"{'':>9}" for name in names)
+        lines.append(f"  {label:<{width}}  {'/'.join(sorted(counts)):>6}" + "".join(f"  {value}" for value in values))
+    return lines
 
 
 def _title(evaluation: Evaluation) -> str:

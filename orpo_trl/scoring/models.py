@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from orpo_trl.config import ModelArguments
 from orpo_trl.model import load_config, load_tokenizer, model_init_kwargs, model_name, naming, settle_tokenizer
 from orpo_trl.plain_files import read_text
-from orpo_trl.upstream import findadapter_config_file, is_peft_available
+from orpo_trl.upstream import find_adapter_config_file, is_peft_available
 from orpo_trl.weights import UnsafeWeights, refuse_pickled_adapter, refuse_pickles
 
 
@@ -96,7 +96,7 @@ def adapter_config_file(arguments: ModelArguments) -> str | None:
     Raises:
         ValueError: if it is an adapter and peft is not installed.
     """
-    found = findadapter_config_file(model_name(arguments), revision=arguments.model_revision)
+    found = find_adapter_config_file(model_name(arguments), revision=arguments.model_revision)
     if found is not None and not is_peft_available():
         raise ValueError(
             f"The model {arguments.model_name_or_path!r} is an adapter, which needs peft: pip install 'orpo-trl[peft]'"
