@@ -12,13 +12,18 @@ has measured. It writes nothing in `evaluations/`. It raises ValueError or OSErr
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from pathlib import Path
 
+from orpo_trl.commands import Unfinished
+from orpo_trl.evaluate.judge import GOES_ON
 from orpo_trl.evaluate.options import Options, Target, find_target
 from orpo_trl.evaluations import Evaluation, Figure, write_evaluation
 from orpo_trl.printable import printable
+from orpo_trl.published import Published, differences, published_figures
+from orpo_trl.report.benchmarks import in_order, label, number_text, shown, value_text
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,11 @@ _TASK = Benchmark("harness", "evaluate_task")
 # The tasks of the Open LLM Leaderboard, version 1, in the order of the paper's table.
 OPEN_LLM = ("arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc2", "winogrande", "gsm8k")
 BENCHMARKS = {
-    "ifeval": Benchmark("harness", "evaluate_ifeval", takes_answers=True),
+    "ifeval": Benchmark("ifeval", "evaluate_ifeval", takes_answers=True),
     **dict.fromkeys(OPEN_LLM, _TASK),
     "preferences": Benchmark("preferences", "evaluate_preferences"),
     "alpaca_eval": Benchmark("alpaca_eval", "evaluate_alpaca_eval", has_judge=True, takes_answers=True),
+    "alpaca_eval_1": Benchmark("alpaca_eval", "evaluate_alpaca_eval", has_judge=True, takes_answers=True),
     "mt_bench": Benchmark("mt_bench", "evaluate_mt_bench", has_judge=True, takes_answers=True),
 }
 GROUPS = {"open_llm": OPEN_LLM}
@@ -62,10 +68,11 @@ def run_evaluate(target: str, benchmark: str | None, options: Options) -> Iterat
 
     Raises:
         ValueError, OSError: for what the user can mend; of several benchmarks at the end.
+        Unfinished: where a judge has left items without a verdict, after the table.
     """
     found = find_target(target)
     names = _names(found, benchmark, options)
-    failed = []
+    failed, unjudged = [], []
     for name in names:
         try:
             evaluation = _function(name)(found, replace(options, benchmark=name))
@@ -76,8 +83,14 @@ def run_evaluate(target: str, benchmark: str | None, options: Options) -> Iterat
             failed.append(name)
             continue
         if evaluation is not None:
-            path = write_evaluation(options.output or found.folder, evaluation)
+            path = _write(options.output or found.folder, evaluation)
             yield f"{table(evaluation)}\n{path}\n"
+            if BENCHMARKS.get(name, _TASK).has_judge and evaluation.answered < evaluation.asked:
+                unjudged.append(
+                    f"{name}: {evaluation.asked - evaluation.answered} of {evaluation.asked} have no verdict."
+                )
+    if unjudged and options.annotations is None:
+        raise Unfinished(" ".join([*unjudged, GOES_ON]))
     if failed:
         raise ValueError(f"not evaluated: {', '.join(failed)}; the reasons are above")
 
@@ -113,6 +126,18 @@ def _function(name: str):
     return getattr(importlib.import_module(f"orpo_trl.evaluate.{found.module}"), found.function)
 
 
+def _write(folder: Path, evaluation: Evaluation) -> Path:
+    """Write the file of an evaluation and put it into the folder's model card, where that has a place for it."""
+    from orpo_trl.model_card import refresh_card
+
+    path = write_evaluation(folder, evaluation)
+    try:
+        refresh_card(folder)
+    except (ValueError, OSError) as error:  # the evaluation is there all the same
+        print(printable(f"The model card is as it was: {error}"), file=sys.stderr)
+    return path
+
+
 def _known(takes_answers: bool) -> str:
     return ", ".join(name for name, found in BENCHMARKS.items() if found.takes_answers >= takes_answers)
 
@@ -136,41 +161,59 @@ def _unknown(name: str) -> str:
 
 
 def table(evaluation: Evaluation) -> str:
-    """An evaluation as text for a terminal."""
+    """An evaluation as text for a terminal: published figures beside it where they compare, else what differs."""
+    benchmark = evaluation.benchmark
+    published = [figure for figure in published_figures(benchmark) if not figure.at]
+    differing = [(figure.model, differences(evaluation, figure)) for figure in published]
     lines = [_title(evaluation)]
-    width = max((len(name) for name in evaluation.figures), default=0)
-    lines += [f"  {name:<{width}}  {figure_text(figure)}" for name, figure in evaluation.figures.items()]
-    lines += [line for kind in evaluation.groups for line in _group_lines(kind, evaluation.groups[kind])]
-    lines += [f"  {note}" for note in evaluation.notes]
-    return "\n".join(lines)
+    width = max(len(label(benchmark, name)) for name in evaluation.figures)
+    for name in in_order(benchmark, evaluation.figures):
+        line = f"  {label(benchmark, name):<{width}}  {value_text(benchmark, evaluation.figures[name])}"
+        beside = [
+            f"{figure.model} {number_text(figure.value, shown(benchmark).digits)}"
+            for figure, (_, words) in zip(published, differing, strict=True)
+            if figure.figure == name and not words
+        ]
+        lines.append(f"{line}   published: {', '.join(beside)}" if beside else line)
+    for kind, groups in evaluation.groups.items():
+        lines += _group_lines(benchmark, kind, groups)
+    notes = [*evaluation.notes, *_remarks(published, differing)]
+    return "\n".join([*lines, *(f"  {note}" for note in notes)])
 
 
-def _group_lines(kind: str, groups: dict[str, dict[str, Figure]]) -> list[str]:
-    """The values of one kind of groups, a line per group, with the names of the figures above."""
-    names = list(dict.fromkeys(name for figures in groups.values() for name in figures))
-    width = max(len(label) for label in (kind, *groups))
-    lines = [f"  {kind:<{width}}  {'items':>6}" + "".join(f"  {name:>9}" for name in names)]
-    for label, figures in groups.items():
-        counts = {str(figure.n) for figure in figures.values() if figure.n is not None}
-        values = (f"{figures[name].value:>9.4f}" if name in figures else f"{'':>9}" for name in names)
-        lines.append(f"  {label:<{width}}  {'/'.join(sorted(counts)):>6}" + "".join(f"  {value}" for value in values))
+def _group_lines(benchmark: str, kind: str, groups: dict[str, dict[str, Figure]]) -> list[str]:
+    """The values of one kind of groups, a line per group."""
+    names = in_order(benchmark, {name: figure for figures in groups.values() for name, figure in figures.items()})
+    heads = [label(benchmark, name) for name in names]
+    width = max(len(group) for group in (kind, *groups))
+    lines = [f"  {kind:<{width}}  {'items':>6}" + "".join(f"  {head:>7}" for head in heads)]
+    for group, figures in groups.items():
+        count = next((figure.n for figure in figures.values() if figure.n is not None), "")
+        numbers = [
+            number_text(figures[name].value, shown(benchmark).digits) if name in figures else "" for name in names
+        ]
+        cells = (f"  {number:>{max(7, len(head))}}" for number, head in zip(numbers, heads, strict=True))
+        lines.append(f"  {group:<{width}}  {count:>6}" + "".join(cells))
     return lines
 
 
 def _title(evaluation: Evaluation) -> str:
-    parts = [f"{evaluation.answered} of {evaluation.asked} items"]
+    parts = [f"{evaluation.answered:,} of {evaluation.asked:,} items"]
     parts += [f"the first {evaluation.limit} alone"] if evaluation.limit else []
     parts += [f"{evaluation.shots} shots"] if evaluation.shots is not None else []
     parts += [evaluation.template or "no template"]
     parts += [f"judge {evaluation.judge}"] if evaluation.judge else []
-    return f"{evaluation.benchmark} of {evaluation.model} ({', '.join(parts)})"
+    return f"{shown(evaluation.benchmark).title} of {evaluation.model} ({', '.join(parts)})"
 
 
-def figure_text(figure: Figure) -> str:
-    """A value with what is known of its error: `0.4213 ± 0.0211`."""
-    text = f"{figure.value:.4f}"
-    if figure.stderr is not None:
-        text += f" ± {figure.stderr:.4f}"
-    if figure.low is not None and figure.high is not None:
-        text += f" [{figure.low:.4f}, {figure.high:.4f}]"
-    return text
+def _remarks(published: Sequence[Published], differing: Sequence[tuple[str, list[str]]]) -> Iterator[str]:
+    """Why published figures are not shown, and what is assumed of those that are."""
+    reasons: dict[str, dict[str, None]] = {}
+    for model, words in differing:
+        if words:
+            reasons.setdefault("; ".join(words), {})[model] = None
+    for words, models in reasons.items():
+        yield f"Not beside the published figures of {', '.join(models)}: {words}."
+    yield from dict.fromkeys(
+        figure.assumed for figure, (_, words) in zip(published, differing, strict=True) if figure.assumed and not words
+    )

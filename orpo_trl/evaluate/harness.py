@@ -1,36 +1,341 @@
-"""Benchmarks of lm-eval: IFEval, the Open LLM Leaderboard, and any other of its tasks."""
+"""Tasks of lm-eval: the Open LLM Leaderboard, and any other by its name. `ifeval.py` is a task of it too.
 
+lm-eval's own code makes prompts, runs the model and scores. What is decided here is what the leaderboard decided (shots
+and metric), where the rows come from, and how a model is loaded. With `accelerate launch`, each GPU takes its share of
+the items.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from orpo_trl.evaluate.options import Options, Target
-from orpo_trl.evaluations import Evaluation
+from datasets import DatasetDict
 
-_MISSING = "the benchmarks of lm-eval need it: pip install 'orpo-trl[eval]'"
+from orpo_trl.config import ModelArguments
+from orpo_trl.devices import count_gpus, torch_device
+from orpo_trl.evaluate.items import digest, read_items, split_files
+from orpo_trl.evaluate.options import DataUnreachable, Options, Target
+from orpo_trl.evaluations import Evaluation, Figure
+from orpo_trl.model import naming
+from orpo_trl.run_folder import now
+from orpo_trl.scoring.models import adapter_config_file, base_of, load_scoring_tokenizer, require_model
+from orpo_trl.versions import installed_versions
+from orpo_trl.weights import refuse_pickled_adapter
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+PACKAGES = (
+    "orpo-trl", "lm_eval", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "nltk",
+    "langdetect",
+)  # fmt: skip
+# Of lm-eval's command line. `options.seed` is the other ones.
+_PYTHON_SEED = 0
+
+
+@dataclass(frozen=True)
+class KnownTask:
+    """A task whose place in lm-eval is known: reading all 14,000 files of tasks takes half a minute.
+
+    Attributes:
+        folder: below lm-eval's folder of tasks.
+        shots: examples before each question; None: the task's own.
+        metric: the one that the leaderboard shows.
+        split: of the items that are scored.
+    """
+
+    folder: str
+    shots: int | None
+    metric: str
+    split: str
+
+
+# Shots and metrics: "About" of the Open LLM Leaderboard, version 1. `exact_match`: of the answer behind `####`.
+LEADERBOARD = {
+    "arc_challenge": KnownTask("arc", 25, "acc_norm", "test"),
+    "hellaswag": KnownTask("hellaswag", 10, "acc_norm", "validation"),
+    "mmlu": KnownTask("mmlu/default", 5, "acc", "test"),
+    "truthfulqa_mc2": KnownTask("truthfulqa", 0, "acc", "validation"),
+    "winogrande": KnownTask("winogrande", 5, "acc", "validation"),
+    "gsm8k": KnownTask("gsm8k", 5, "exact_match", "test"),
+}
+_KNOWN = {**LEADERBOARD, "ifeval": KnownTask("ifeval", None, "prompt_level_strict_acc", "train")}
+
+
+def evaluate_task(target: Target, options: Options) -> Evaluation | None:
+    """A task of lm-eval: those of the leaderboard with its shots, others as they are. No chat template.
+
+    Returns:
+        Its metrics under lm-eval's names, the leaderboard's first; `mmlu` as the leaderboard, the plain mean over
+        subjects (`acc`), and over questions (`acc_by_question`).
+
+    Raises:
+        ValueError, OSError: for what the user can mend.
+    """
+    name = options.benchmark
+    known = _KNOWN.get(name)
+    tasks, source = load_tasks(name, options)
+    results = run_tasks(target, options, tasks, shots=known.shots if known else None, has_chat_template=False)
+    if results is None:
+        return None
+    figures, groups = _mmlu(results) if name == "mmlu" else (_figures(name, results), {})
+    first = known.metric if known else next(iter(figures), "")
+    figures = {key: figures[key] for key in sorted(figures, key=lambda key: key != first)}
+    shots = {results["n-shot"][task] for task in results["configs"]}
+    return evaluation_of(
+        target, options, results, figures,
+        template=None, shots=shots.pop() if len(shots) == 1 else None, groups=groups, settings=source,
+    )  # fmt: skip
+
+
+# ---- Tasks -----------------------------------------------------------------------------------------------------------
 
 
 @lru_cache(1)
 def task_names() -> list[str]:
-    """All tasks of lm-eval.
+    """All tasks of lm-eval; takes half a minute.
 
     Raises:
         ValueError: where lm-eval is not installed.
     """
-    return list(_task_manager().all_tasks)
+    print("Looking through the tasks of lm-eval …", file=sys.stderr)
+    return list(_task_manager(None).all_tasks)
 
 
-def _task_manager():
+@lru_cache(2)
+def _task_manager(folder: str | None) -> "TaskManager":
     try:
+        import lm_eval
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise ValueError(f"lm-eval is not installed; {_MISSING}") from error
-    return TaskManager()
+        raise ValueError(f"lm-eval is needed ({error}): pip install 'orpo-trl[eval]'") from error
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    if folder is None:
+        return TaskManager()
+    return TaskManager(include_path=str(Path(lm_eval.__file__).parent / "tasks" / folder), include_defaults=False)
 
 
-def evaluate_ifeval(target: Target, options: Options) -> Evaluation | None:
-    """IFEval with the model's chat template, 0-shot and greedy."""
-    raise ValueError(_MISSING)
+def load_tasks(name: str, options: Options) -> tuple[list[Any], dict[str, Any]]:
+    """Tasks of lm-eval or its group of them, with their items, and what to record of where these come from.
+
+    Raises:
+        DataUnreachable: where the Hub does not give them.
+        ValueError, OSError: where files do not have them.
+    """
+    known = _KNOWN.get(name)
+    manager = _task_manager(known.folder if known else None)
+    if options.data is None:
+        try:
+            loaded = manager.load([name])
+        except ImportError as error:
+            raise ValueError(f"{name} needs another package ({error}): pip install 'orpo-trl[eval]'") from error
+        except (OSError, ValueError) as error:
+            raise DataUnreachable(name, "which comes from the Hub", _first_line(error)) from error
+        groups = loaded.get("groups", {})
+        return [groups[name]] if name in groups else [*loaded["tasks"].values()], {"data": "the Hub"}
+    if known is None:
+        raise ValueError(f"{name}: its data comes from the Hub alone; --data is for {', '.join(_KNOWN)}")
+    files = split_files(options.data, name, known.split)
+    splits = {split: read_items(paths) for split, paths in files.items()}
+    try:
+        loaded = manager.load([{"group": f"{name}_of_files", "task": _specifications(name, splits)}])
+    except ImportError as error:
+        raise ValueError(f"{name} needs another package ({error}): pip install 'orpo-trl[eval]'") from error
+    except Exception as error:  # a template or function of the task meets other rows than the Hub's
+        raise ValueError(
+            f"{name}: {options.data} does not have the rows of the Hub's dataset, or not its splits "
+            f"({type(error).__name__}: {_first_line(error)})"
+        ) from error
+    names = {split: [path.name for path in paths] for split, paths in files.items()}
+    return [*loaded["tasks"].values()], {
+        "data": names, "data_sha256": {split: digest(paths) for split, paths in files.items()}
+    }  # fmt: skip
 
 
-def evaluate_task(target: Target, options: Options) -> Evaluation | None:
-    """A task of lm-eval."""
-    raise ValueError(_MISSING)
+def _specifications(name: str, splits: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Tasks as lm-eval has them, but for the rows."""
+    if name != "mmlu":
+        return [{"task": name, "custom_dataset": lambda **_: DatasetDict(**splits)}]
+    subjects = dict.fromkeys(splits["test"]["subject"])
+
+    def of(subject: str):
+        rows = {split: found.filter(lambda row: row["subject"] == subject) for split, found in splits.items()}
+        return lambda **_: DatasetDict(**rows)
+
+    return [{"task": f"mmlu_{subject}", "custom_dataset": of(subject)} for subject in subjects]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# ---- The model -------------------------------------------------------------------------------------------------------
+
+
+def run_tasks(
+    target: Target, options: Options, tasks: list[Any], *, shots: int | None, has_chat_template: bool
+) -> dict[str, Any] | None:
+    """lm-eval's results; None on all processes but the first.
+
+    Args:
+        tasks: as `load_tasks` returns them.
+        shots: examples before each question, of tasks that do not fix them; None: the tasks' own.
+
+    Raises:
+        ValueError: where the model cannot be loaded, or does not hold what is to be generated.
+    """
+    import lm_eval
+
+    simple_evaluate: Any = lm_eval.simple_evaluate  # decorators hide its parameters from pyright
+    model = _language_model(
+        target.need_model(options.benchmark), options.dtype, options.device, options.batch_size,
+        options.chat_template_path, options.trust_remote_code,
+    )  # fmt: skip
+    if has_chat_template and model.tokenizer.chat_template is None:
+        raise ValueError(f"{target.name}: its tokenizer has no chat template. Name one: --chat_template_path")
+    new_tokens = options.max_new_tokens
+    try:
+        found = simple_evaluate(
+            model,
+            tasks=tasks,
+            num_fewshot=shots,
+            batch_size=options.batch_size,
+            limit=options.limit,
+            apply_chat_template=has_chat_template,
+            gen_kwargs=None if new_tokens is None else {"max_gen_toks": new_tokens},
+            task_manager=_task_manager(known.folder) if (known := _KNOWN.get(options.benchmark)) else None,
+            random_seed=_PYTHON_SEED,
+            numpy_random_seed=options.seed,
+            torch_random_seed=options.seed,
+            fewshot_random_seed=options.seed,
+        )
+    except AssertionError as error:
+        if "max tokens to generate" not in str(error):
+            raise
+        raise ValueError(
+            f"{options.benchmark}: expected fewer new tokens than the {model.max_length:,} that the model reads. Set "
+            "--max_new_tokens"
+        ) from error
+    return None if found is None else dict(found)
+
+
+@lru_cache(1)
+def _language_model(
+    name: str, dtype: str, device: str | None, batch_size: int, template: str | None, trust_remote_code: bool
+) -> Any:
+    """The model as lm-eval runs it, kept for the next benchmark; weights are read from safetensors alone."""
+    from lm_eval.models import huggingface
+
+    make: Any = huggingface.HFLM
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > max(count_gpus(), 1):
+        raise ValueError(f"expected a GPU for each of {processes} processes, and this machine has {count_gpus()}")
+    arguments = ModelArguments(model_name_or_path=name, dtype=dtype)
+    require_model(arguments, trust_remote_code)
+    tokenizer = load_scoring_tokenizer(arguments, template, trust_remote_code)
+    base, adapter = name, None
+    file = adapter_config_file(arguments)
+    if file is not None:
+        refuse_pickled_adapter(name)
+        base, adapter = base_of(Path(file)), name
+    with naming("weights", name):
+        return make(
+            pretrained=base,
+            peft=adapter,
+            tokenizer=tokenizer,
+            dtype=dtype,
+            device=str(torch_device(device)),
+            batch_size=batch_size,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
+
+
+# ---- Results ---------------------------------------------------------------------------------------------------------
+
+
+def evaluation_of(
+    target: Target,
+    options: Options,
+    results: Mapping[str, Any],
+    figures: dict[str, Figure],
+    *,
+    template: str | None,
+    shots: int | None,
+    settings: Mapping[str, Any],
+    groups: dict[str, dict[str, dict[str, Figure]]] | None = None,
+) -> Evaluation:
+    """What lm-eval measured, with every setting."""
+    config, configs = results["config"], results["configs"]
+    samples = results["n-samples"].values()
+    asked = sum(found["effective"] for found in samples)
+    some = next(iter(configs.values()))
+    recorded = {
+        **settings,
+        "dtype": str(config.get("model_dtype", options.dtype)).removeprefix("torch."),
+        "device": torch_device(options.device).type,
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+        "task_versions": {name: results["versions"].get(name) for name in configs},
+        "output_type": some.get("output_type"),
+        **({"generation": some["generation_kwargs"]} if some.get("output_type") == "generate_until" else {}),
+    }
+    return Evaluation(
+        benchmark=options.benchmark, model=target.name, figures=figures, asked=asked, answered=asked,
+        template=template, shots=shots, judge=None, limit=options.limit, settings=recorded,
+        versions=installed_versions(PACKAGES), date=now(), groups=groups or {},
+    )  # fmt: skip
+
+
+def _figures(name: str, results: Mapping[str, Any]) -> dict[str, Figure]:
+    """Metrics of a task, or of the whole of a group. The first filter has no name in the figure's name."""
+    found = {**results["results"], **results.get("groups", {})}
+    metrics = found.get(name) or next(iter(found.values()))
+    n = sum(results["n-samples"][task]["effective"] for task in results["n-samples"])
+    figures: dict[str, Figure] = {}
+    for key, value in metrics.items():
+        metric, _, filtered = key.partition(",")
+        if not filtered or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+            continue
+        error = metrics.get(f"{metric}_stderr,{filtered}")
+        shown = metric if metric not in figures else f"{metric}_{filtered}"
+        figures[shown] = Figure(value=value, stderr=error if isinstance(error, float) else None, n=n)
+    return figures
+
+
+def _mmlu(results: Mapping[str, Any]) -> tuple[dict[str, Figure], dict[str, dict[str, dict[str, Figure]]]]:
+    """The leaderboard's mean over subjects, lm-eval's over questions, and each subject."""
+    subjects = {
+        task.removeprefix("mmlu_"): Figure(
+            value=results["results"][task]["acc,none"],
+            stderr=_number(results["results"][task].get("acc_stderr,none")),
+            n=count["effective"],
+        )
+        for task, count in results["n-samples"].items()
+    }
+    found = list(subjects.values())
+    n = [figure.n or 0 for figure in found]
+    by_subject = _mean(found, [1 / len(found)] * len(found), sum(n))
+    by_question = _mean(found, [count / sum(n) for count in n], sum(n))
+    groups = {"subject": {subject: {"acc": figure} for subject, figure in subjects.items()}}
+    return {"acc": by_subject, "acc_by_question": by_question}, groups
+
+
+def _mean(figures: list[Figure], weights: list[float], n: int) -> Figure:
+    """Weighted mean of independent figures: its variance is the sum of the weighted ones."""
+    value = sum(weight * figure.value for weight, figure in zip(weights, figures, strict=True))
+    errors = [figure.stderr for figure in figures]
+    known = [error for error in errors if error is not None]
+    if len(known) < len(errors):
+        return Figure(value=value, n=n)
+    variance = sum((weight * error) ** 2 for weight, error in zip(weights, known, strict=True))
+    return Figure(value=value, stderr=variance**0.5, n=n)
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, float) else None

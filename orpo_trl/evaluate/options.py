@@ -1,9 +1,12 @@
 """What an evaluation is asked for: its target, and the options that the benchmarks share."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from orpo_trl import run_folder
+from orpo_trl.plain_files import read_text
 
 # One of these is in the folder of a model.
 _OF_MODEL = ("config.json", "adapter_config.json")
@@ -21,16 +24,19 @@ class Options:
         batch_size: rows of a forward pass.
         dtype: of the weights; `auto` as they are stored.
         device: torch's name; None for the GPU where there is one.
-        seed: of everything that is drawn.
+        seed: of everything that is drawn; lm-eval's own by default.
         max_new_tokens: of an answer; None for the benchmark's own.
         chat_template_path: a .jinja file, or a tokenizer; None for the model's own template.
         trust_remote_code: whether code that comes with the model may run.
         against: Hub id or folder of a model to compare with.
-        judge: configuration or model that judges; None for the benchmark's own.
+        judge: model that judges; None for the benchmark's own.
         endpoint: address of an OpenAI-compatible server of the judge; None for the library's own.
         judge_prompts, reference_answers: FastChat's files for MT-Bench.
         reference_outputs: answers that AlpacaEval compares with.
+        annotations: stored judgements, which are scored in place of new ones.
         workers: requests to the judge at one time.
+        timeout: seconds without a byte of the judge's server, after which a request is sent again.
+        price: USD per million tokens of the judge's prompts and replies; None for that of a known judge.
         yes: whether to send without asking.
     """
 
@@ -41,7 +47,7 @@ class Options:
     batch_size: int = 8
     dtype: str = "auto"
     device: str | None = None
-    seed: int = 0
+    seed: int = 1234
     max_new_tokens: int | None = None
     chat_template_path: str | None = None
     trust_remote_code: bool = False
@@ -51,7 +57,10 @@ class Options:
     judge_prompts: Path | None = None
     reference_answers: Path | None = None
     reference_outputs: Path | None = None
+    annotations: Path | None = None
     workers: int = 8
+    timeout: float = 600.0
+    price: tuple[float, float] | None = None
     yes: bool = False
 
     def data_file(self, benchmark: str) -> Path | None:
@@ -96,6 +105,24 @@ class Target:
     model: str | None = None
     answers: Path | None = None
     is_run: bool = False
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """What `orpo-trl generate` has recorded beside the answers; empty where it has not, and of a model.
+
+        Raises:
+            ValueError: where the record is damaged.
+        """
+        from orpo_trl.generate.run import settings_file
+
+        path = None if self.answers is None else settings_file(self.answers)
+        if path is None or not path.is_file():
+            return {}
+        try:
+            found = json.loads(read_text(path))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: expected JSON, received: {error}") from error
+        return found if isinstance(found, dict) else {}
 
     def need_model(self, benchmark: str) -> str:
         """The model.

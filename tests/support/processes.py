@@ -28,7 +28,7 @@ def cpu_engine(name: str, folder: Path) -> Path:
     return path
 
 
-def launch(script: Path, *arguments: str, engine: Path | str | None = None, check: bool = True):
+def launch(script: Path | str, *arguments: str, engine: Path | str | None = None, check: bool = True):
     """Runs a script in one process, under `accelerate launch` with a config, or, for "ddp", under torchrun."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
