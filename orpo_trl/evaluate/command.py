@@ -23,7 +23,7 @@ from orpo_trl.evaluate.options import Options, Target, find_target
 from orpo_trl.evaluations import Evaluation, Figure, write_evaluation
 from orpo_trl.printable import printable
 from orpo_trl.published import Published, differences, published_figures
-from orpo_trl.report.benchmarks import in_order, label, number_text, shown, value_text
+from orpo_trl.report.benchmarks import column, in_order, label, number_text, shown, value_text
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def table(evaluation: Evaluation) -> str:
 def _group_lines(benchmark: str, kind: str, groups: dict[str, dict[str, Figure]]) -> list[str]:
     """The values of one kind of groups, a line per group."""
     names = in_order(benchmark, {name: figure for figures in groups.values() for name, figure in figures.items()})
-    heads = [label(benchmark, name) for name in names]
+    heads = [column(benchmark, name) for name in names]
     width = max(len(group) for group in (kind, *groups))
     lines = [f"  {kind:<{width}}  {'items':>6}" + "".join(f"  {head:>7}" for head in heads)]
     for group, figures in groups.items():
