@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
+import datasets
 import torch
 from datasets import Dataset
 from torch import nn
@@ -32,9 +33,9 @@ from orpo_trl.pairs.prepare import prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.plain_files import new_folder
 from orpo_trl.printable import printable
-from orpo_trl.scoring.models import adapter_config_file, base_of, require_model
+from orpo_trl.scoring.models import adapter_config_file, base_of, require_files, require_model
 from orpo_trl.upstream import MISSING_ADAPTER_KEYS
-from orpo_trl.weights import refuse_pickled_adapter, refuse_pickles
+from orpo_trl.weights import refuse_pickled_adapter
 
 # How far rounding moves a mean token log-probability, as a share of it or, below 1, as it is. Each layer rounds what it
 # computes, so that this is more than one rounding of the type.
@@ -110,6 +111,7 @@ def merge_adapter(
         MergeError: where the merged model differs by more than rounding; no folder is left.
     """
     if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
         transformers_logging.disable_progress_bar()
     where = torch_device(device or "cpu")
     base = _base_to_load(adapter, base, trust_remote_code)
@@ -176,7 +178,7 @@ def describe(found: Comparison, output: Path, dtype: str) -> str:
 
 def _base_to_load(adapter: str, given: str | None, trust_remote_code: bool) -> str:
     """The base model, of which config, adapter and remote code are looked at before any weights are loaded."""
-    refuse_pickles(adapter)
+    require_files(adapter)
     arguments = ModelArguments(model_name_or_path=adapter)
     try:
         file = adapter_config_file(arguments)
