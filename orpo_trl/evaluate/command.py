@@ -20,10 +20,10 @@ from pathlib import Path
 from orpo_trl.commands import Unfinished
 from orpo_trl.evaluate.judge import GOES_ON
 from orpo_trl.evaluate.options import Options, Target, find_target
-from orpo_trl.evaluations import Evaluation, write_evaluation
+from orpo_trl.evaluations import Evaluation, Figure, write_evaluation
 from orpo_trl.printable import printable
 from orpo_trl.published import Published, differences, published_figures
-from orpo_trl.report.benchmarks import in_order, label, number_text, shown, value_text
+from orpo_trl.report.benchmarks import column, in_order, label, number_text, shown, value_text
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,26 @@ def table(evaluation: Evaluation) -> str:
             if figure.figure == name and not words
         ]
         lines.append(f"{line}   published: {', '.join(beside)}" if beside else line)
+    for kind, groups in evaluation.groups.items():
+        lines += _group_lines(benchmark, kind, groups)
     notes = [*evaluation.notes, *_remarks(published, differing)]
     return "\n".join([*lines, *(f"  {note}" for note in notes)])
+
+
+def _group_lines(benchmark: str, kind: str, groups: dict[str, dict[str, Figure]]) -> list[str]:
+    """The values of one kind of groups, a line per group."""
+    names = in_order(benchmark, {name: figure for figures in groups.values() for name, figure in figures.items()})
+    heads = [column(benchmark, name) for name in names]
+    width = max(len(group) for group in (kind, *groups))
+    lines = [f"  {kind:<{width}}  {'items':>6}" + "".join(f"  {head:>7}" for head in heads)]
+    for group, figures in groups.items():
+        count = next((figure.n for figure in figures.values() if figure.n is not None), "")
+        numbers = [
+            number_text(figures[name].value, shown(benchmark).digits) if name in figures else "" for name in names
+        ]
+        cells = (f"  {number:>{max(7, len(head))}}" for number, head in zip(numbers, heads, strict=True))
+        lines.append(f"  {group:<{width}}  {count:>6}" + "".join(cells))
+    return lines
 
 
 def _title(evaluation: Evaluation) -> str:
