@@ -1,4 +1,4 @@
-"""Tasks of lm-eval on files of a few rows, shaped as the Hub's, with a tiny model: shots and metrics of the leaderboard."""
+"""Tasks of lm-eval on a few rows, shaped as the Hub's, with a tiny model: shots and metrics of the leaderboard."""
 
 import json
 import subprocess
