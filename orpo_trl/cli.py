@@ -307,7 +307,9 @@ def logps(model: str, data: str, output: Path | None, **options: Any) -> None:
 @option("--against", metavar="BASE", help="Also answer with this model, and show both.")
 @option("--limit", type=IntRange(1), metavar="N", help="The first prompts alone.")
 @option("--endpoint", metavar="URL", help="An OpenAI-compatible server that answers, and knows MODEL by this name.")
-@option("--workers", type=IntRange(1), default=8, show_default=True, metavar="N", help="Requests at a time.")
+@option(
+    "--workers", type=IntRange(1), default=8, show_default=True, metavar="N", help="Requests at a time of --endpoint."
+)
 @option(
     "--timeout",
     type=Number(0, min_open=True),
@@ -319,7 +321,14 @@ def logps(model: str, data: str, output: Path | None, **options: Any) -> None:
 @tokens("--max_new_tokens", 1, "Longest answer. Default: the benchmark's; 1024 of a file.")
 @option("--temperature", type=Number(0), help="0: greedy. Default: the benchmark's; 0 of a file.")
 @_sampling_options
-@option("--batch_size", type=IntRange(1), default=16, show_default=True, metavar="N", help="Answers at a time.")
+@option(
+    "--batch_size",
+    type=IntRange(1),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Answers at a time of a model in this process.",
+)
 def generate(model: str, prompts: str, output: Path, **options: Any) -> None:
     """Write MODEL's answers to PROMPTS.
 
@@ -419,12 +428,22 @@ def merge(adapter: str, output: Path, dtype: str, **options: Any) -> None:
 @tokens("--max_new_tokens", 1, "Longest answer. Default: the benchmark's own.")
 @option("--chat_template_path", metavar="NAME", help="A .jinja file, or a tokenizer. Default: that of the model.")
 @option("--against", metavar="BASE", help="Also measure this model: preferences.")
-@option("--judge", metavar="NAME", help="Configuration or model that judges. Default: the benchmark's own.")
+@option("--judge", metavar="NAME", help="Model that judges. Default: the benchmark's own.")
 @option("--endpoint", metavar="URL", help="OpenAI-compatible server of the judge. Its key: OPENAI_API_KEY.")
 @option("--judge_prompts", type=_FILE, help="FastChat's judge_prompts.jsonl: mt_bench.")
 @option("--reference_answers", type=_FILE, help="FastChat's reference answers: mt_bench.")
 @option("--reference_outputs", type=_FILE, help="Answers to compare with: alpaca_eval.")
+@option("--annotations", type=_FILE, help="Score these stored judgements: AlpacaEval's, or FastChat's of one model.")
 @option("--workers", type=IntRange(1), default=8, show_default=True, metavar="N", help="Requests at one time.")
+@option(
+    "--timeout",
+    type=Number(0, min_open=True),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Silence of the judge's server, after which a request is sent again.",
+)
+@option("--price", type=(Number(0), Number(0)), metavar="IN OUT", help="Judge's USD per million tokens, if unknown.")
 @option("--yes", is_flag=True, help="Send requests that cost money without asking.")
 @option("--trust_remote_code", is_flag=True, help="Run code that comes with TARGET.")
 def evaluate(target: str, benchmark: str | None, **options: Any) -> None:
@@ -432,8 +451,11 @@ def evaluate(target: str, benchmark: str | None, **options: Any) -> None:
 
     TARGET is a Hub id, the folder of a model, an adapter or a run, or a file of answers that `generate` has written.
     BENCHMARK is ifeval, open_llm (arc_challenge, hellaswag, mmlu, truthfulqa_mc2, winogrande, gsm8k), preferences,
-    alpaca_eval, mt_bench, or any task of lm-eval by its name. Default: all that need no judge. The figures are printed,
-    and written with every setting and version to evaluations/NAME.json.
+    alpaca_eval (version 2), alpaca_eval_1, mt_bench, or any task of lm-eval by its name. Default: all that need no
+    judge. The figures are printed, and written with every setting and version to evaluations/NAME.json.
+
+    A judge costs money: what it will cost is shown first. Its replies are kept beside the evaluation, and the same
+    command goes on after a kill, or where verdicts are missing (exit status 75).
 
     \b
     Examples:
@@ -441,6 +463,8 @@ def evaluate(target: str, benchmark: str | None, **options: Any) -> None:
       orpo-trl evaluate kaist-ai/mistral-orpo-beta ifeval --dtype bfloat16
       orpo-trl evaluate outputs/mistral_beta open_llm --data leaderboard --limit 100
       orpo-trl evaluate answers.jsonl ifeval --data ifeval.jsonl
+      orpo-trl evaluate beta.json alpaca_eval --reference_outputs alpaca_eval_gpt4_baseline.json
+      orpo-trl evaluate beta.jsonl mt_bench --judge_prompts judge_prompts.jsonl --reference_answers gpt-4.jsonl
     """
     from orpo_trl.evaluate.command import run_evaluate
     from orpo_trl.evaluate.options import Options
@@ -459,12 +483,18 @@ def evaluate(target: str, benchmark: str | None, **options: Any) -> None:
     help="The page. Default: report.html in RUN, of several runs in the current folder.",
 )
 @option("--png", metavar="DIR", type=_FOLDER, help="Also write each figure as a PNG file.")
-@option("--csv", metavar="FILE", type=_FILE, help="Also write all metrics as a CSV file.")
+@option(
+    "--csv",
+    metavar="FILE",
+    type=_FILE,
+    help="Also write all metrics as a CSV file, and evaluations as FILE_evaluations.",
+)
 def report(runs: tuple[Path, ...], output: Path | None, png: Path | None, csv: Path | None) -> None:
     """Make one page of a RUN's folder, or of several side by side.
 
-    Held-out metrics, diagnosis, curves, what the recipes differ in, answers to held-out prompts, and how the runs were
-    made, in one HTML file that loads nothing. Folders of other trainers are read too: their trainer_state.json is.
+    Held-out metrics, evaluations, diagnosis, curves, what the recipes differ in, answers to held-out prompts, and how
+    the runs were made, in one HTML file that loads nothing. Evaluations stand beside published ones where judge,
+    template, shots and number of items agree. Folders of other trainers are read too: their trainer_state.json is.
 
     \b
     Examples:

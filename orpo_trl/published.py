@@ -53,7 +53,7 @@ class Published(BaseModel):
 
 
 def published_figures(benchmark: str | None = None, model: str | None = None) -> list[Published]:
-    """The published figures of a benchmark, of a model, or all, in the order of the file."""
+    """The published figures of a benchmark, of a model, or all, in the order of the models in the file."""
     return [
         figure
         for figure in _all_figures()
@@ -90,6 +90,8 @@ def _template_differences(evaluation: Evaluation, published: Published) -> list[
     ours = evaluation.template
     if published.template == "unknown":
         return ["the template of the published figure is not recorded"]
+    if ours == "unknown":
+        return ["the template of the answers is not recorded"]
     if published.template == "none":
         return [] if ours is None else ["with a chat template, not without one"]
     if ours == OWN_TEMPLATE:
@@ -115,4 +117,5 @@ def _all_figures() -> tuple[Published, ...]:
         common["source"] = "; ".join(content["sources"][letter] for letter in entry["source"].split())
         values = {key: value for key, value in entry.items() if key not in fields}
         found += [Published(figure=figure, value=value, **common) for figure, value in values.items()]
-    return tuple(found)
+    order = list(content["models"])
+    return tuple(sorted(found, key=lambda one: order.index(one.model)))

@@ -1,11 +1,15 @@
-"""Published figures: the one file of them against what the headers of the recipes say."""
+"""Published figures: against the headers of the recipes, and what may stand beside them."""
 
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.evaluations import MADE, evaluation
 
+from orpo_trl.evaluations import OWN_TEMPLATE
 from orpo_trl.paths import RECIPES as FOLDER
-from orpo_trl.published import published_figures
+from orpo_trl.published import differences, published_figures
 from orpo_trl.recipe.library import read_header
 
 RECIPES = {
@@ -64,3 +68,82 @@ def test_header_of_beta_states_published_runs_on_mixed_data():
         stated = re.search(rf"{words} (-?\.?[\d.]+) / (-?[\d.]+) / (-?[\d.]+[0-9])", text)
         expected = [value("preferences", figure, "TRL on mixed data", f"epoch {epoch}") for epoch in (1, 2, 3)]
         assert [float(number) for number in stated.groups()] == pytest.approx(expected, abs=0.0051)
+
+
+# ---- Whether a figure may stand beside a published one ---------------------------------------------------------------
+
+
+def published(benchmark, model="Mistral-ORPO-β"):
+    return next(one for one in published_figures(benchmark, model) if not one.at)
+
+
+@pytest.mark.parametrize("benchmark", MADE)
+def test_evaluation_made_like_the_published_one_stands_beside_it(benchmark):
+    assert differences(evaluation(benchmark), published(benchmark)) == []
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "changes", "words"),
+    [
+        # alpaca_eval#310: another judge gave 31 instead of 12 to 15 for the same answers.
+        (
+            "alpaca_eval_2",
+            {"judge": "alpaca_eval_gpt4_turbo_fn"},
+            "judged by alpaca_eval_gpt4_turbo_fn, not by weighted_alpaca_eval_gpt4_turbo",
+        ),
+        ("alpaca_eval_2", {"answered": 800}, "800 items answered, not 805"),
+        ("alpaca_eval_2", {"template": None}, "the template of the answers is not recorded"),
+        ("alpaca_eval_2", {"template": "unknown"}, "the template of the answers is not recorded"),
+        ("alpaca_eval_1", {"judge": None}, "judged by nobody, not by alpaca_eval_gpt4"),
+        ("mt_bench", {"settings": {"judge_prompts": "own"}}, "judge prompts: own, not FastChat"),
+        ("mt_bench", {"settings": {}}, "judge prompts: none, not FastChat"),
+        ("mt_bench", {"answered": 80}, "80 items answered, not 160"),
+        ("ifeval", {"template": None}, "without a chat template, not with one"),
+        ("ifeval", {"template": "zep.jinja"}, "template: zep.jinja, not the chat template of the model"),
+        ("ifeval", {"shots": 5}, "5 examples in the prompt, not 0"),
+        ("ifeval", {"answered": 60, "limit": 60}, "60 items answered, not 541"),
+        ("arc_challenge", {"shots": 0}, "0 examples in the prompt, not 25"),
+        ("arc_challenge", {"template": OWN_TEMPLATE}, "with a chat template, not without one"),
+    ],
+)
+def test_what_differs_is_said_in_words(benchmark, changes, words):
+    changed = evaluation(benchmark, **changes)
+    found = differences(changed, published(benchmark))
+    assert words in found
+    assert len(found) == 1 or changed.judge is None  # nobody judged: then the template matters too
+
+
+def test_alpaca_eval_1_is_another_benchmark_than_2():
+    words = ["alpaca_eval_1 is another benchmark than alpaca_eval_2"]
+    assert differences(evaluation("alpaca_eval_1"), published("alpaca_eval_2")) == words
+
+
+def test_what_nobody_recorded_is_a_difference():
+    assert differences(evaluation("ifeval"), published("ifeval", "Zephyr-β 7B")) == [
+        "the template of the published figure is not recorded"
+    ]
+    held_out = published_figures("preferences")[0]
+    assert "how many items the published figure has is not recorded" in differences(evaluation("preferences"), held_out)
+
+
+@given(
+    benchmark=st.sampled_from(list(MADE)),
+    judge=st.none() | st.sampled_from([made["judge"] for made in MADE.values() if "judge" in made]) | st.text(),
+    template=st.none() | st.just(OWN_TEMPLATE) | st.text(),
+    shots=st.none() | st.integers(0, 30),
+    answered=st.integers(0, 20_000) | st.sampled_from([made["answered"] for made in MADE.values()]),
+)
+def test_a_figure_stands_beside_a_published_one_only_if_judge_template_shots_and_items_agree(benchmark, **changes):
+    made = {"judge": None, "template": None, "shots": 0, **MADE[benchmark]}
+    agrees = all(changes[key] == made[key] for key in ("judge", "template", "answered"))
+    agrees = agrees and (changes["shots"] or 0) == made["shots"]
+    assert (differences(evaluation(benchmark, **changes), published(benchmark)) == []) == agrees
+
+
+def test_every_published_figure_has_a_source_and_stands_once():
+    places = [(one.model, one.benchmark, one.figure, one.at) for one in published_figures()]
+    assert len(places) == len(set(places)) > 60
+    for one in published_figures():
+        assert one.source
+        low, high = {"preferences": (-2, 1), "mt_bench": (1, 10)}.get(one.benchmark, (0, 1))
+        assert low < one.value < (100 if one.figure.endswith("win_rate") else high)

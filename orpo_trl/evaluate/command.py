@@ -15,12 +15,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from pathlib import Path
 
+from orpo_trl.commands import Unfinished
+from orpo_trl.evaluate.judge import GOES_ON
 from orpo_trl.evaluate.options import Options, Target, find_target
-from orpo_trl.evaluations import Evaluation, write_evaluation
+from orpo_trl.evaluations import Evaluation, Figure, write_evaluation
 from orpo_trl.printable import printable
 from orpo_trl.published import Published, differences, published_figures
-from orpo_trl.report.benchmarks import in_order, label, number_text, shown, value_text
+from orpo_trl.report.benchmarks import column, in_order, label, number_text, shown, value_text
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ BENCHMARKS = {
     **dict.fromkeys(OPEN_LLM, _TASK),
     "preferences": Benchmark("preferences", "evaluate_preferences"),
     "alpaca_eval": Benchmark("alpaca_eval", "evaluate_alpaca_eval", has_judge=True, takes_answers=True),
+    "alpaca_eval_1": Benchmark("alpaca_eval", "evaluate_alpaca_eval", has_judge=True, takes_answers=True),
     "mt_bench": Benchmark("mt_bench", "evaluate_mt_bench", has_judge=True, takes_answers=True),
 }
 GROUPS = {"open_llm": OPEN_LLM}
@@ -64,10 +68,11 @@ def run_evaluate(target: str, benchmark: str | None, options: Options) -> Iterat
 
     Raises:
         ValueError, OSError: for what the user can mend; of several benchmarks at the end.
+        Unfinished: where a judge has left items without a verdict, after the table.
     """
     found = find_target(target)
     names = _names(found, benchmark, options)
-    failed = []
+    failed, unjudged = [], []
     for name in names:
         try:
             evaluation = _function(name)(found, replace(options, benchmark=name))
@@ -78,8 +83,14 @@ def run_evaluate(target: str, benchmark: str | None, options: Options) -> Iterat
             failed.append(name)
             continue
         if evaluation is not None:
-            path = write_evaluation(options.output or found.folder, evaluation)
+            path = _write(options.output or found.folder, evaluation)
             yield f"{table(evaluation)}\n{path}\n"
+            if BENCHMARKS.get(name, _TASK).has_judge and evaluation.answered < evaluation.asked:
+                unjudged.append(
+                    f"{name}: {evaluation.asked - evaluation.answered} of {evaluation.asked} have no verdict."
+                )
+    if unjudged and options.annotations is None:
+        raise Unfinished(" ".join([*unjudged, GOES_ON]))
     if failed:
         raise ValueError(f"not evaluated: {', '.join(failed)}; the reasons are above")
 
@@ -113,6 +124,18 @@ def _names(target: Target, benchmark: str | None, options: Options) -> tuple[str
 def _function(name: str):
     found = BENCHMARKS.get(name, _TASK)
     return getattr(importlib.import_module(f"orpo_trl.evaluate.{found.module}"), found.function)
+
+
+def _write(folder: Path, evaluation: Evaluation) -> Path:
+    """Write the file of an evaluation and put it into the folder's model card, where that has a place for it."""
+    from orpo_trl.model_card import refresh_card
+
+    path = write_evaluation(folder, evaluation)
+    try:
+        refresh_card(folder)
+    except (ValueError, OSError) as error:  # the evaluation is there all the same
+        print(printable(f"The model card is as it was: {error}"), file=sys.stderr)
+    return path
 
 
 def _known(takes_answers: bool) -> str:
@@ -152,8 +175,26 @@ def table(evaluation: Evaluation) -> str:
             if figure.figure == name and not words
         ]
         lines.append(f"{line}   published: {', '.join(beside)}" if beside else line)
+    for kind, groups in evaluation.groups.items():
+        lines += _group_lines(benchmark, kind, groups)
     notes = [*evaluation.notes, *_remarks(published, differing)]
     return "\n".join([*lines, *(f"  {note}" for note in notes)])
+
+
+def _group_lines(benchmark: str, kind: str, groups: dict[str, dict[str, Figure]]) -> list[str]:
+    """The values of one kind of groups, a line per group."""
+    names = in_order(benchmark, {name: figure for figures in groups.values() for name, figure in figures.items()})
+    heads = [column(benchmark, name) for name in names]
+    width = max(len(group) for group in (kind, *groups))
+    lines = [f"  {kind:<{width}}  {'items':>6}" + "".join(f"  {head:>7}" for head in heads)]
+    for group, figures in groups.items():
+        count = next((figure.n for figure in figures.values() if figure.n is not None), "")
+        numbers = [
+            number_text(figures[name].value, shown(benchmark).digits) if name in figures else "" for name in names
+        ]
+        cells = (f"  {number:>{max(7, len(head))}}" for number, head in zip(numbers, heads, strict=True))
+        lines.append(f"  {group:<{width}}  {count:>6}" + "".join(cells))
+    return lines
 
 
 def _title(evaluation: Evaluation) -> str:

@@ -29,11 +29,14 @@ class Options:
         chat_template_path: a .jinja file, or a tokenizer; None for the model's own template.
         trust_remote_code: whether code that comes with the model may run.
         against: Hub id or folder of a model to compare with.
-        judge: configuration or model that judges; None for the benchmark's own.
+        judge: model that judges; None for the benchmark's own.
         endpoint: address of an OpenAI-compatible server of the judge; None for the library's own.
         judge_prompts, reference_answers: FastChat's files for MT-Bench.
         reference_outputs: answers that AlpacaEval compares with.
+        annotations: stored judgements, which are scored in place of new ones.
         workers: requests to the judge at one time.
+        timeout: seconds without a byte of the judge's server, after which a request is sent again.
+        price: USD per million tokens of the judge's prompts and replies; None for that of a known judge.
         yes: whether to send without asking.
     """
 
@@ -54,7 +57,10 @@ class Options:
     judge_prompts: Path | None = None
     reference_answers: Path | None = None
     reference_outputs: Path | None = None
+    annotations: Path | None = None
     workers: int = 8
+    timeout: float = 600.0
+    price: tuple[float, float] | None = None
     yes: bool = False
 
     def data_file(self, benchmark: str) -> Path | None:

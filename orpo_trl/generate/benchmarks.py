@@ -84,6 +84,15 @@ def conversations_of(prompts: str, data: Path | None) -> tuple[Benchmark, list[C
     return benchmark, benchmark.read(data or _from_hub(prompts, benchmark.source))
 
 
+def data_of(name: str, data: Path | None) -> Path:
+    """The file of a benchmark's prompts: `data`, else that of the Hub.
+
+    Raises:
+        ValueError: where the Hub does not give it.
+    """
+    return data or _from_hub(name, BENCHMARKS[name].source)
+
+
 def _from_hub(name: str, source: Source | None) -> Path:
     from huggingface_hub import hf_hub_download
 
@@ -96,6 +105,11 @@ def _from_hub(name: str, source: Source | None) -> Path:
         raise ValueError(
             f"{name}: {source.file} of {source.repository} cannot be had from the Hub; set --data FILE. ({reason})"
         ) from error
+
+
+def settings_file(output: Path) -> Path:
+    """The file beside the answers that says how they were made."""
+    return output.with_name(f"{output.name}.settings.json")
 
 
 def read_answers(path: Path) -> list[list[str]]:

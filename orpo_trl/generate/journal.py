@@ -65,7 +65,7 @@ class Journal:
 
     def read_all(self) -> None:
         """Read what all processes have written."""
-        for path in self.files():
+        for path in journal_files(self.output):
             check_readable(path, MAX_RECORDS)
             lines = read_lines(path)
             if lines:
@@ -79,19 +79,6 @@ class Journal:
         answers = list(answers)
         self._append([vars(answer) for answer in answers])
         self.answers.update({(answer.index, answer.turn): answer for answer in answers})
-
-    def files(self) -> list[Path]:
-        return sorted(
-            path
-            for path in self.output.parent.glob("*.partial*")
-            if path.name.startswith(f"{self.output.name}.partial") and not path.is_symlink()
-        )
-
-    def remove(self) -> None:
-        """Delete the files of all processes; the wanted file is there."""
-        for path in self.files():
-            path.unlink(missing_ok=True)
-        self.close()
 
     def close(self) -> None:
         if self._descriptor is not None:
@@ -129,6 +116,19 @@ class Journal:
                 f"{path} holds answers that were made otherwise: {changed}. Go on with the settings that it was begun "
                 "with, write to another file, or delete it."
             )
+
+
+def journal_files(output: Path) -> list[Path]:
+    """The files of all processes."""
+    begin = f"{output.name}.partial"
+    found = output.parent.glob("*.partial*")
+    return sorted(path for path in found if path.name.startswith(begin) and not path.is_symlink())
+
+
+def remove_journals(output: Path) -> None:
+    """Delete the files of all processes: the wanted file is there."""
+    for path in journal_files(output):
+        path.unlink(missing_ok=True)
 
 
 def differences(before: Any, now: Mapping[str, Any]) -> str:

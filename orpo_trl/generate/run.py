@@ -16,9 +16,9 @@ from transformers.utils import logging as transformers_logging
 from orpo_trl.callbacks.record import installed_versions
 from orpo_trl.devices import torch_device
 from orpo_trl.endpoint import Endpoint
-from orpo_trl.generate.benchmarks import BENCHMARKS, Answered, Benchmark, conversations_of
+from orpo_trl.generate.benchmarks import BENCHMARKS, Answered, Benchmark, conversations_of, settings_file
 from orpo_trl.generate.engines import Engine, LocalModel, Prompt, RemoteModel
-from orpo_trl.generate.journal import Answer, Journal, differences, now
+from orpo_trl.generate.journal import Answer, Journal, differences, now, remove_journals
 from orpo_trl.generate.prompts import Conversation
 from orpo_trl.generate.sampling import Sampling, seed_of
 from orpo_trl.plain_files import read_text, write_text
@@ -84,7 +84,9 @@ def generate_answers(
     benchmark, conversations = conversations_of(prompts, data)
     conversations = conversations[:limit]
     if endpoint is not None:
-        _refuse_for_endpoint(device=device, dtype=dtype, chat_template_path=chat_template_path)
+        _refuse_for_endpoint(
+            device=device, dtype=dtype, chat_template_path=chat_template_path, trust_remote_code=trust_remote_code
+        )
     state = _processes(endpoint)
     if not sys.stderr.isatty() or state.process_index:
         transformers_logging.disable_progress_bar()
@@ -121,6 +123,7 @@ def generate_answers(
     }
     if _is_done(output, identity):
         if state.is_main_process:
+            remove_journals(output)  # of a process that was killed behind its last answer
             print(printable(f"{output} is complete already."), file=sys.stderr)
         return output
     journal = Journal(output, identity, state.process_index)
@@ -131,16 +134,11 @@ def generate_answers(
             answered = _answered(conversations, journal, identity)
             write_text(settings_file(output), json.dumps(settings, indent=2) + "\n")
             write_text(output, benchmark.render(answered, Path(model.rstrip("/")).name or model))
-            journal.remove()
+            remove_journals(output)
         state.wait_for_everyone()
     finally:
         journal.close()
     return output
-
-
-def settings_file(output: Path) -> Path:
-    """The file beside the answers that says how they were made."""
-    return output.with_name(f"{output.name}.settings.json")
 
 
 def _answer_all(
@@ -169,12 +167,13 @@ def _answer_all(
                 new = [Answer(index, turn, text, tokens, now()) for index, text, tokens in found]
                 new = [answer for answer in new if (answer.index, turn) not in journal.answers]
                 journal.add(new)
-                bar.update(len(new) * state.num_processes)
+                bar.update(len(new))
 
             errors = engine.answer(prompts, {index for index, done in journal.answers if done == turn}, keep)
             _report(errors, len(conversations))
             state.wait_for_everyone()
             journal.read_all()
+            bar.update(len(journal.answers) - bar.n)  # those of the other processes
 
 
 def _report(errors: dict[int, str], asked: int) -> None:
@@ -203,8 +202,8 @@ def _processes(endpoint: str | None) -> PartialState:
     return state
 
 
-def _refuse_for_endpoint(**of_model: str | None) -> None:
-    given = [f"--{name}" for name, value in of_model.items() if value not in (None, "auto")]
+def _refuse_for_endpoint(**of_model: str | bool | None) -> None:
+    given = [f"--{name}" for name, value in of_model.items() if value not in (None, "auto", False)]
     if given:
         raise ValueError(f"{', '.join(given)}: the server of --endpoint decides this")
 

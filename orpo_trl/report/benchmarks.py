@@ -18,6 +18,7 @@ class Benchmark:
         digits: after the decimal point.
         dataset: Hub id of its items; '' where there is none.
         short: what figures are called at the head of a column, where that is shorter.
+        of_parts: figures that are shown of parts of the benchmark; all where this is empty.
     """
 
     title: str
@@ -25,6 +26,7 @@ class Benchmark:
     digits: int = 4
     dataset: str = ""
     short: dict[str, str] = field(default_factory=dict)
+    of_parts: tuple[str, ...] = ()
 
 
 _RATES = {"win_rate": "win rate (%)", "lc_win_rate": "length-controlled win rate (%)"}
@@ -70,6 +72,7 @@ BENCHMARKS = {
             "chosen": METRICS["logps/chosen"].title,
             "rejected": METRICS["logps/rejected"].title,
         },
+        of_parts=("accuracy", "margin"),
     ),
 }
 _HELD_OUT = "preferences"

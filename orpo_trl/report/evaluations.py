@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from orpo_trl.evaluations import Evaluation
 from orpo_trl.evaluations import Figure as Measured
 from orpo_trl.published import Published, differences, published_figures
-from orpo_trl.report.benchmarks import in_order, label, number_text, place, shown, value_text
+from orpo_trl.report.benchmarks import column, in_order, label, number_text, place, shown, value_text
 from orpo_trl.report.run import Run
 from orpo_trl.report.tables import Table
-from orpo_trl.report.text import NOTHING, shorten
+from orpo_trl.report.text import NOTHING, shorten, show
+
+# Kinds of parts whose own name does not say enough.
+_KINDS = {"chosen_length": "length of chosen", "longer": "which response is longer"}
 
 
 @dataclass(frozen=True)
@@ -164,22 +167,31 @@ def _remarks(runs: Sequence[Run], beside: Sequence[Published]) -> Iterator[str]:
 def _part_table(
     benchmark: str, kind: str, by_run: dict[int, dict[str, dict[str, Measured]]], runs: Sequence[Run]
 ) -> Table:
-    figures = [figure for groups in by_run.values() for figures in groups.values() for figure in figures]
-    names = in_order(benchmark, list(dict.fromkeys(figures)))
+    measured = [figures for groups in by_run.values() for figures in groups.values()]
+    wanted = shown(benchmark).of_parts
+    names = in_order(
+        benchmark, {name: None for figures in measured for name in figures if name in wanted or not wanted}
+    )
+    has_counts = any(figure.n is not None for figures in measured for figure in figures.values())
     rows = []
     for part in dict.fromkeys(part for groups in by_run.values() for part in groups):
         cells = []
         for index in range(len(runs)):
-            measured = by_run.get(index, {}).get(part, {})
-            cells += [value_text(benchmark, measured[name]) if name in measured else NOTHING for name in names]
+            figures = by_run.get(index, {}).get(part, {})
+            cells += [value_text(benchmark, figures[name]) if name in figures else NOTHING for name in names]
+            counts = [figure.n for figure in figures.values() if figure.n is not None]
+            cells += [show(max(counts, default=None))] if has_counts else []
         rows.append((shorten(part, 60), cells))
-    title = f"{shown(benchmark).title} by {shorten(kind.replace('_', ' '), 40)}"
-    return Table(
-        title,
-        [run.name for run in runs],
-        rows,
-        tuple(column(benchmark, name) for name in names),
-    )
+    columns = [*(column(benchmark, name) for name in names), *(["items"] if has_counts else [])]
+    return Table(f"{shown(benchmark).title}{_of_kind(kind)}", [run.name for run in runs], rows, tuple(columns))
+
+
+def _of_kind(kind: str) -> str:
+    """What the parts of a kind are: `source` for the model, `against_source` for the one that it is compared with."""
+    for prefix, words in (("against", ", of the model compared with"), ("difference", ", difference to that model")):
+        if kind == prefix or kind.startswith(f"{prefix}_"):
+            return words + (_of_kind(kind.removeprefix(f"{prefix}_")) if kind != prefix else "")
+    return f" by {_KINDS.get(kind) or shorten(kind.replace('_', ' '), 40)}"
 
 
 def _models(figures: Sequence[Published]) -> list[str]:

@@ -10,8 +10,9 @@ import torch
 from support.hostile_server import HostileServer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from orpo_trl.generate.benchmarks import settings_file
 from orpo_trl.generate.engines import LocalModel
-from orpo_trl.generate.run import Unanswered, generate_answers, settings_file
+from orpo_trl.generate.run import Unanswered, generate_answers
 
 QUESTIONS = [
     {
@@ -98,7 +99,9 @@ def test_five_kills_lose_and_double_nothing(model_folder, questions, expected, t
 def test_a_finished_file_stays_and_one_made_otherwise_is_refused(model_folder, questions, tmp_path, capsys):
     output = tmp_path / "answers.jsonl"
     rows = generated(model_folder, questions, output, limit=2)
+    (tmp_path / "answers.jsonl.partial").write_text("left by a process that was killed at its end")
     assert generated(model_folder, questions, output, limit=2) == rows
+    assert not (tmp_path / "answers.jsonl.partial").exists()
     assert "complete already" in capsys.readouterr().err
     with pytest.raises(ValueError, match="exists already, made otherwise: seed was 42 and is 7"):
         generated(model_folder, questions, output, limit=2, seed=7)

@@ -55,5 +55,8 @@ def preferences(**changes: Any) -> Evaluation:
     """Accuracy and margin by source and length, with intervals."""
     accuracy = {"value": 0.6591, "low": 0.61, "high": 0.703, "n": 200}
     part = measured({"accuracy": accuracy, "margin": 0.25})
-    groups = {"source": {"ultrachat": part, "flan": part}, "length": {"1-512": part, "513-1024": part}}
+    groups = {
+        "source": {"ultrachat": part, "flan": part}, "chosen_length": {"1-512 tokens": part, "513-1024 tokens": part},
+        "against": {"all": part}, "difference_source": {"ultrachat": part, "flan": part},
+    }  # fmt: skip
     return evaluation("preferences", {"accuracy": accuracy, "margin": 0.25, "log_odds": 0.4}, groups=groups, **changes)

@@ -39,6 +39,7 @@ class HostileServer:
         most: failures of one content in a row.
         silence: seconds without an answer.
         retry_after: seconds in the header.
+        complete: makes the response from the request's body and the text; see `completion`.
 
     Attributes:
         asked: how often each content was sent (`content_of`).
@@ -57,9 +58,10 @@ class HostileServer:
         most: int = 3,
         silence: float = 30.0,
         retry_after: float = 0.2,
+        complete: Callable[[dict[str, Any], str], dict[str, Any]] | None = None,
     ):
         self.answer, self.faults, self.share, self.seed, self.most = answer, faults, share, seed, most
-        self.silence, self.retry_after = silence, retry_after
+        self.silence, self.retry_after, self.complete = silence, retry_after, complete or completion
         self.asked: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
@@ -124,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         _, fault = server.take(body, self.headers.get("Authorization", ""))
         try:
             if fault is None:
-                self._send(200, completion(body, server.answer(body)))
+                self._send(200, server.complete(body, server.answer(body)))
             else:
                 self._fail(fault, body)
         finally:
@@ -132,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _fail(self, fault: str, body: dict[str, Any]) -> None:
         server = self.server_of
-        right = json.dumps(completion(body, server.answer(body))).encode()
+        right = json.dumps(server.complete(body, server.answer(body))).encode()
         if fault == "429":
             self._send(429, {"error": {"message": "too many requests"}})
         elif fault == "429 with Retry-After":
