@@ -19,7 +19,7 @@ from support.small import tiny_model
 from orpo_trl.cli import main
 from orpo_trl.evaluate.alpaca_eval import evaluate_alpaca_eval
 from orpo_trl.evaluate.options import Options, find_target
-from orpo_trl.evaluations import read_evaluations
+from orpo_trl.evaluations import OWN_TEMPLATE, read_evaluations
 
 pytest.importorskip("openai")
 
@@ -52,7 +52,7 @@ def test_the_win_rate_is_the_mean_preference_by_hand(tmp_path):
     assert (found.benchmark, found.model) == ("alpaca_eval_2", "mine")
     assert (found.asked, found.answered, found.figures["win_rate"].n) == (30, 30, 30)
     assert found.judge == "weighted_alpaca_eval_gpt4_turbo"
-    assert found.template == "unknown"
+    assert found.template is None
     [sampling] = {json.dumps({k: v for k, v in b.items() if k != "messages"}, sort_keys=True) for b in server.bodies}
     assert json.loads(sampling) == {
         "model": "gpt-4-1106-preview", "max_tokens": 1, "temperature": 1, "top_p": 1.0, "logprobs": True,
@@ -269,4 +269,4 @@ def test_a_model_answers_first(tmp_path, tokenizer):
     assert [row["instruction"] for row in written] == ["Tell me about 0.", "Tell me about 1."]
     shown = " ".join(body["messages"][-1]["content"] for body in server.bodies)
     assert all(row["output"].strip() in shown for row in written)
-    assert (found.model, found.template, found.answered) == (model_folder.name, "own", 2)
+    assert (found.model, found.template, found.answered) == (model_folder.name, OWN_TEMPLATE, 2)
