@@ -208,7 +208,7 @@ def _evaluation(
     asked: _Version,
     rows: list[dict],
     judge: str,
-    template: str | None,
+    template: str,
     settings: dict[str, Any],
 ) -> Evaluation:
     problem = settings.pop("judge_problem", None)

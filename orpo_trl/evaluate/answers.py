@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_trl.evaluate.options import Options, Target
-from orpo_trl.evaluations import FOLDER, OWN_TEMPLATE
+from orpo_trl.evaluations import FOLDER, OWN_TEMPLATE, UNKNOWN_TEMPLATE
 from orpo_trl.generate.prompts import read_rows
 
 
@@ -14,11 +14,11 @@ class Answers:
     """A file of answers.
 
     Attributes:
-        template: as in `Evaluation`; None where nothing beside the file says it.
+        template: as in `Evaluation`.
     """
 
     path: Path
-    template: str | None
+    template: str
 
 
 def find_answers(target: Target, options: Options, benchmark: str, prompts: Path | None) -> Answers | None:
@@ -35,7 +35,7 @@ def find_answers(target: Target, options: Options, benchmark: str, prompts: Path
         ValueError, OSError: for what the user can mend.
     """
     if target.answers is not None:
-        return Answers(target.answers, target.made.get("template_of"))
+        return Answers(target.answers, target.made.get("template_of", UNKNOWN_TEMPLATE))
     from accelerate import PartialState
 
     from orpo_trl.generate.run import generate_answers  # loads torch

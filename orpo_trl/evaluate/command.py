@@ -201,7 +201,7 @@ def _title(evaluation: Evaluation) -> str:
     parts = [f"{evaluation.answered:,} of {evaluation.asked:,} items"]
     parts += [f"the first {evaluation.limit} alone"] if evaluation.limit else []
     parts += [f"{evaluation.shots} shots"] if evaluation.shots is not None else []
-    parts += [evaluation.template or "no template"]
+    parts += [f"template: {evaluation.template or 'none'}"]
     parts += [f"judge {evaluation.judge}"] if evaluation.judge else []
     return f"{shown(evaluation.benchmark).title} of {evaluation.model} ({', '.join(parts)})"
 

@@ -283,13 +283,20 @@ def evaluation_of(
         "seed": options.seed,
         "task_versions": {name: results["versions"].get(name) for name in configs},
         "output_type": some.get("output_type"),
-        **({"generation": some["generation_kwargs"]} if some.get("output_type") == "generate_until" else {}),
+        **_generation(some),
     }
     return Evaluation(
         benchmark=options.benchmark, model=target.name, figures=figures, asked=asked, answered=asked,
         template=template, shots=shots, judge=None, limit=options.limit, settings=recorded,
         versions=installed_versions(PACKAGES), date=now(), groups=groups or {},
     )  # fmt: skip
+
+
+def _generation(config: Mapping[str, Any]) -> dict[str, Any]:
+    if config.get("output_type") != "generate_until":
+        return {}
+    generation = config["generation_kwargs"]
+    return {"generation": generation, "max_new_tokens": generation.get("max_gen_toks")}
 
 
 def _figures(name: str, results: Mapping[str, Any]) -> dict[str, Figure]:

@@ -73,9 +73,7 @@ def evaluate_mt_bench(target: Target, options: Options) -> Evaluation | None:
     return _evaluation(target, options, turns, graded, answers.template)
 
 
-def _evaluation(
-    target: Target, options: Options, turns: Sequence[_Turn], graded: _Graded, template: str | None
-) -> Evaluation:
+def _evaluation(target: Target, options: Options, turns: Sequence[_Turn], graded: _Graded, template: str) -> Evaluation:
     grades = graded.grades
     if not grades:
         raise ValueError(f"mt_bench: none of {len(turns)} turns has a verdict. For example: {graded.problem}")

@@ -52,7 +52,7 @@ def test_the_win_rate_is_the_mean_preference_by_hand(tmp_path):
     assert (found.benchmark, found.model) == ("alpaca_eval_2", "mine")
     assert (found.asked, found.answered, found.figures["win_rate"].n) == (30, 30, 30)
     assert found.judge == "weighted_alpaca_eval_gpt4_turbo"
-    assert found.template is None
+    assert found.template == "unknown"
     [sampling] = {json.dumps({k: v for k, v in b.items() if k != "messages"}, sort_keys=True) for b in server.bodies}
     assert json.loads(sampling) == {
         "model": "gpt-4-1106-preview", "max_tokens": 1, "temperature": 1, "top_p": 1.0, "logprobs": True,
