@@ -12,9 +12,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from orpo_trl.evaluate.harness import PACKAGES, evaluation_of, load_tasks, run_tasks
+from orpo_trl.evaluate.harness import PACKAGES, evaluation_of, run_tasks
 from orpo_trl.evaluate.items import digest
 from orpo_trl.evaluate.options import Options, Target
+from orpo_trl.evaluate.tasks import load_tasks
 from orpo_trl.evaluations import OWN_TEMPLATE, UNKNOWN_TEMPLATE, Evaluation, Figure
 from orpo_trl.run_folder import now, read_lines
 from orpo_trl.versions import installed_versions

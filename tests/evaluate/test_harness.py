@@ -11,7 +11,7 @@ from support.small import REPOSITORY, WORDS, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orpo_trl.cli import main
-from orpo_trl.evaluate.harness import LEADERBOARD
+from orpo_trl.evaluate.tasks import LEADERBOARD
 from orpo_trl.evaluations import read_evaluations
 
 # "About" of the Open LLM Leaderboard, version 1.
