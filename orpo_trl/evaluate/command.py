@@ -47,9 +47,10 @@ _TASK = Benchmark("harness", "evaluate_task")
 # The tasks of the Open LLM Leaderboard, version 1, in the order of the paper's table.
 OPEN_LLM = ("arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc2", "winogrande", "gsm8k")
 BENCHMARKS = {
+    # First: the model that the tasks of lm-eval share stays in memory.
+    "preferences": Benchmark("preferences", "evaluate_preferences"),
     "ifeval": Benchmark("ifeval", "evaluate_ifeval", takes_answers=True),
     **dict.fromkeys(OPEN_LLM, _TASK),
-    "preferences": Benchmark("preferences", "evaluate_preferences"),
     "alpaca_eval": Benchmark("alpaca_eval", "evaluate_alpaca_eval", has_judge=True, takes_answers=True),
     "alpaca_eval_1": Benchmark("alpaca_eval", "evaluate_alpaca_eval", has_judge=True, takes_answers=True),
     "mt_bench": Benchmark("mt_bench", "evaluate_mt_bench", has_judge=True, takes_answers=True),
@@ -143,13 +144,13 @@ def _known(takes_answers: bool) -> str:
 
 
 def _is_task(name: str) -> bool:
-    from orpo_trl.evaluate.harness import task_names
+    from orpo_trl.evaluate.tasks import task_names
 
     return name in task_names()
 
 
 def _unknown(name: str) -> str:
-    from orpo_trl.evaluate.harness import task_names
+    from orpo_trl.evaluate.tasks import task_names
 
     own = [*BENCHMARKS, *GROUPS]
     close = get_close_matches(name, own, n=3) or get_close_matches(name, task_names(), n=3)
@@ -201,7 +202,7 @@ def _title(evaluation: Evaluation) -> str:
     parts = [f"{evaluation.answered:,} of {evaluation.asked:,} items"]
     parts += [f"the first {evaluation.limit} alone"] if evaluation.limit else []
     parts += [f"{evaluation.shots} shots"] if evaluation.shots is not None else []
-    parts += [evaluation.template or "no template"]
+    parts += [f"template: {evaluation.template or 'none'}"]
     parts += [f"judge {evaluation.judge}"] if evaluation.judge else []
     return f"{shown(evaluation.benchmark).title} of {evaluation.model} ({', '.join(parts)})"
 

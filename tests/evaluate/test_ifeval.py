@@ -73,14 +73,14 @@ def test_stored_answers_are_scored_without_a_model(punkt, files, tmp_path):
         "prompt_strict": 3, "instruction_strict": 5, "prompt_loose": 3, "instruction_loose": 5
     }  # fmt: skip
     assert (found.benchmark, found.asked, found.answered, found.shots) == ("ifeval", 3, 3, 0)
-    assert found.template is None  # nobody recorded it
+    assert found.template == "unknown"  # nobody recorded it
     assert found.settings["data"] == {"train": ["items.jsonl"]}
     assert {"orpo-trl", "lm_eval", "langdetect", "nltk"} <= set(found.versions)
     shown = result.stdout.splitlines()
     assert shown[0].startswith("IFEval of answers (3 of 3 items")
     assert "0.4000" in "\n".join(shown)
     assert "published: " not in result.stdout
-    assert "3 items answered, not 541" in result.stdout
+    assert "the template of the answers is not recorded; 3 items answered, not 541" in result.stdout
 
 
 def test_what_generate_recorded_names_model_and_template(punkt, files, tmp_path):
