@@ -7,7 +7,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from orpo_trl.evaluations import OWN_TEMPLATE, Evaluation
+from orpo_trl.evaluations import OWN_TEMPLATE, UNKNOWN_TEMPLATE, Evaluation
 
 _FILE = Path(__file__).with_suffix(".yaml")
 
@@ -90,7 +90,7 @@ def _template_differences(evaluation: Evaluation, published: Published) -> list[
     ours = evaluation.template
     if published.template == "unknown":
         return ["the template of the published figure is not recorded"]
-    if ours == "unknown":
+    if ours == UNKNOWN_TEMPLATE:
         return ["the template of the answers is not recorded"]
     if published.template == "none":
         return [] if ours is None else ["with a chat template, not without one"]
@@ -98,12 +98,7 @@ def _template_differences(evaluation: Evaluation, published: Published) -> list[
         return []
     if ours is not None:
         return [f"template: {ours}, not the {OWN_TEMPLATE}"]
-    # A judge is handed answers, and these need not say how they were asked for.
-    return [
-        "the template of the answers is not recorded"
-        if evaluation.judge or "answers" in evaluation.settings
-        else "without a chat template, not with one"
-    ]
+    return ["without a chat template, not with one"]
 
 
 @cache

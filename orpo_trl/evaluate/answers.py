@@ -1,15 +1,12 @@
 """The answers that a judge is shown: of a file, or generated first."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orpo_trl.evaluate.options import Options, Target
-from orpo_trl.evaluations import FOLDER
-from orpo_trl.generate.benchmarks import settings_file
+from orpo_trl.evaluations import FOLDER, OWN_TEMPLATE, UNKNOWN_TEMPLATE
 from orpo_trl.generate.prompts import read_rows
-from orpo_trl.plain_files import read_text
 
 
 @dataclass(frozen=True)
@@ -17,8 +14,7 @@ class Answers:
     """A file of answers.
 
     Attributes:
-        template: `own`, the model's chat template; the file or tokenizer of `--chat_template_path`; or `unknown`,
-            where nothing beside the file says it.
+        template: as in `Evaluation`; it is `UNKNOWN_TEMPLATE` where nothing beside the file says it.
     """
 
     path: Path
@@ -39,7 +35,7 @@ def find_answers(target: Target, options: Options, benchmark: str, prompts: Path
         ValueError, OSError: for what the user can mend.
     """
     if target.answers is not None:
-        return Answers(target.answers, "own" if _has_template(settings_file(target.answers)) else "unknown")
+        return Answers(target.answers, target.made.get("template_of") or UNKNOWN_TEMPLATE)
     from accelerate import PartialState
 
     from orpo_trl.generate.run import generate_answers  # loads torch
@@ -61,7 +57,7 @@ def find_answers(target: Target, options: Options, benchmark: str, prompts: Path
         chat_template_path=options.chat_template_path,
         trust_remote_code=options.trust_remote_code,
     )
-    return Answers(path, options.chat_template_path or "own") if PartialState().is_main_process else None
+    return Answers(path, options.chat_template_path or OWN_TEMPLATE) if PartialState().is_main_process else None
 
 
 def rows_with(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -77,10 +73,3 @@ def rows_with(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
         if missing:
             raise ValueError(f"{place}: expected the keys {', '.join(keys)}; {missing[0]!r} is missing")
     return [row for _, row in rows]
-
-
-def _has_template(path: Path) -> bool:
-    try:
-        return bool(json.loads(read_text(path))["template"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return False

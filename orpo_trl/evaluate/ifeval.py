@@ -15,7 +15,7 @@ from tqdm import tqdm
 from orpo_trl.evaluate.harness import PACKAGES, evaluation_of, load_tasks, run_tasks
 from orpo_trl.evaluate.items import digest
 from orpo_trl.evaluate.options import Options, Target
-from orpo_trl.evaluations import OWN_TEMPLATE, Evaluation, Figure
+from orpo_trl.evaluations import OWN_TEMPLATE, UNKNOWN_TEMPLATE, Evaluation, Figure
 from orpo_trl.run_folder import now, read_lines
 from orpo_trl.versions import installed_versions
 
@@ -117,7 +117,7 @@ def _score(target: Target, answers: Path, options: Options, task: Any, source: d
     identity = made.get("identity", {})
     return Evaluation(
         benchmark="ifeval", model=str(identity.get("model") or target.name), figures=figures(scores),
-        asked=len(items), answered=len(scores), template=made.get("template_of"), shots=0,
+        asked=len(items), answered=len(scores), template=made.get("template_of") or UNKNOWN_TEMPLATE, shots=0,
         judge=None, limit=options.limit, settings={**source, "answers": identity, "answers_sha256": digest([answers])},
         versions=installed_versions(PACKAGES), date=now(),
         notes=[f"Without an answer, and left out: {missing:,} of the prompts."] if missing else [],

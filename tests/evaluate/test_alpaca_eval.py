@@ -19,7 +19,7 @@ from support.small import tiny_model
 from orpo_trl.cli import main
 from orpo_trl.evaluate.alpaca_eval import evaluate_alpaca_eval
 from orpo_trl.evaluate.options import Options, find_target
-from orpo_trl.evaluations import read_evaluations
+from orpo_trl.evaluations import OWN_TEMPLATE, read_evaluations
 
 pytest.importorskip("openai")
 
@@ -269,4 +269,4 @@ def test_a_model_answers_first(tmp_path, tokenizer):
     assert [row["instruction"] for row in written] == ["Tell me about 0.", "Tell me about 1."]
     shown = " ".join(body["messages"][-1]["content"] for body in server.bodies)
     assert all(row["output"].strip() in shown for row in written)
-    assert (found.model, found.template, found.answered) == (model_folder.name, "own", 2)
+    assert (found.model, found.template, found.answered) == (model_folder.name, OWN_TEMPLATE, 2)
