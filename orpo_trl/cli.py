@@ -11,6 +11,7 @@ from click import Choice, IntRange, argument, option
 
 from orpo_trl import output as standard_output
 from orpo_trl.commands import Failure, MainGroup, Number, RecipesGroup, choice, complete_recipe, tokens
+from orpo_trl.exit_codes import FAILED
 from orpo_trl.output import answer
 from orpo_trl.printable import printable
 from orpo_trl.quiet import hide_known_warnings
@@ -24,6 +25,23 @@ _ANY_PATH = click.Path(path_type=Path)
 
 _recipe = argument("recipe", shell_complete=complete_recipe)
 _overrides = argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[--key value]...")
+
+
+def _sampling_options(command: Any) -> Any:
+    """Options of a model that answers: those of `generate` and `chat` alike."""
+    options = [
+        option("--top_p", type=Number(0, 1, min_open=True), default=1.0, show_default=True,
+               help="Share of the probability to draw from."),
+        option("--seed", type=int, default=42, show_default=True, help="Of the answers that are drawn."),
+        option("--chat_template_path", metavar="NAME",
+               help="A .jinja file, or a tokenizer. Default: that of the tokenizer."),
+        choice("--dtype", ["auto", "bfloat16", "float16", "float32"], "Of the weights. auto: as they are stored."),
+        option("--device", metavar="NAME", help="cpu, cuda, cuda:1, … Default: the GPU if there is one."),
+        option("--trust_remote_code", is_flag=True, help="Run code that comes with MODEL."),
+    ]  # fmt: skip
+    for add in reversed(options):
+        command = add(command)
+    return command
 
 
 @click.group(
@@ -282,6 +300,181 @@ def logps(model: str, data: str, output: Path | None, **options: Any) -> None:
 
 
 @main.command()
+@argument("model")
+@argument("prompts")
+@option("-o", "--output", required=True, type=_FILE, help="The file of answers.")
+@option("--data", type=_FILE, help="Prompts of the benchmark. Default: from the Hub.")
+@option("--against", metavar="BASE", help="Also answer with this model, and show both.")
+@option("--limit", type=IntRange(1), metavar="N", help="The first prompts alone.")
+@option("--endpoint", metavar="URL", help="An OpenAI-compatible server that answers, and knows MODEL by this name.")
+@option(
+    "--workers", type=IntRange(1), default=8, show_default=True, metavar="N", help="Requests at a time of --endpoint."
+)
+@option(
+    "--timeout",
+    type=Number(0, min_open=True),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="After which a request is sent again.",
+)
+@tokens("--max_new_tokens", 1, "Longest answer. Default: the benchmark's; 1024 of a file.")
+@option("--temperature", type=Number(0), help="0: greedy. Default: the benchmark's; 0 of a file.")
+@_sampling_options
+@option(
+    "--batch_size",
+    type=IntRange(1),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Answers at a time of a model in this process.",
+)
+def generate(model: str, prompts: str, output: Path, **options: Any) -> None:
+    """Write MODEL's answers to PROMPTS.
+
+    MODEL is a Hub id or a folder, of a causal language model or of a PEFT adapter. PROMPTS is a benchmark (alpaca_eval,
+    mt_bench, ifeval) or a file: .txt with a prompt a line, .json or .jsonl with `prompt`, `instruction` or `messages`.
+    A benchmark has its own format, settings and second turns; prompts of a file get JSON Lines with `response`. The
+    same command goes on after a kill. How the answers were made stands in FILE.settings.json. Several GPUs:
+    `accelerate launch $(which orpo-trl) generate ...`. A server's key is read from OPENAI_API_KEY.
+
+    \b
+    Examples:
+      orpo-trl generate outputs/beta alpaca_eval -o beta.json --dtype bfloat16
+      orpo-trl generate outputs/beta mt_bench -o beta.jsonl --data question.jsonl
+      orpo-trl generate outputs/adapter questions.txt -o answers.jsonl --against mistralai/Mistral-7B-v0.1
+      orpo-trl generate beta ifeval -o beta.jsonl --endpoint http://localhost:8000/v1 --workers 64
+    """
+    from orpo_trl.exit_codes import TRY_AGAIN
+    from orpo_trl.generate.command import run_generate
+    from orpo_trl.generate.run import Unanswered
+
+    try:
+        for text in run_generate(model, prompts, output, **options):
+            answer(text)
+    except Unanswered as error:
+        failure = Failure(printable(str(error)))
+        failure.exit_code = TRY_AGAIN
+        raise failure from error
+
+
+@main.command()
+@argument("model")
+@tokens("--max_new_tokens", 1, "Longest answer. Default: 1024.")
+@option("--temperature", type=Number(0), default=0.7, show_default=True, help="0: greedy.")
+@_sampling_options
+def chat(model: str, max_new_tokens: int | None, **options: Any) -> None:
+    """Talk to MODEL: a Hub id or a folder, of a causal language model or of a PEFT adapter.
+
+    Each line of standard input is a question, asked in the model's own chat template with all that was said before.
+
+    \b
+    Examples:
+      orpo-trl chat outputs/quickstart
+      orpo-trl chat outputs/adapter --temperature 0
+    """
+    from orpo_trl.generate.chat import run_chat
+
+    run_chat(model, max_new_tokens=max_new_tokens or 1024, **options)
+
+
+@main.command()
+@argument("adapter")
+@option("-o", "--output", type=_ANY_PATH, required=True, metavar="DIR", help="The new folder.")
+@option("--base", metavar="MODEL", help="Base model, where it is not the one that ADAPTER names.")
+@option("--data", metavar="DATA", help="Pairs to compare log-probabilities over. Default: ten short ones.")
+@option("--split", default="train", show_default=True, help="Split of DATA.")
+@choice("--dtype", ["auto", "bfloat16", "float16", "float32"], "Of the weights. auto: as the base stores them.")
+@option("--device", metavar="NAME", help="Where the model is held: cpu, cuda, … Default: cpu.")
+@option("--trust_remote_code", is_flag=True, help="Run code that comes with the base model.")
+def merge(adapter: str, output: Path, dtype: str, **options: Any) -> None:
+    """Turn a PEFT ADAPTER and its base into a plain model.
+
+    ADAPTER is a Hub id or a folder, such as that of a run with `use_peft: true`. The new folder DIR has weights,
+    tokenizer, chat template, generation config and model card, and loads without peft. An adapter that was trained on
+    quantised weights (QLoRA) is merged into the base's own 16-bit weights.
+
+    Pairs are scored before and after. Where their log-probabilities differ by more than rounding, the exit status is 1
+    and DIR is not kept.
+
+    \b
+    Examples:
+      orpo-trl merge outputs/mistral_qlora -o outputs/merged
+      orpo-trl merge outputs/mistral_qlora -o outputs/merged --data recipes/quickstart/data --split test
+    """
+    from orpo_trl.merge import MergeError, describe, merge_adapter
+
+    try:
+        found = merge_adapter(adapter, output, dtype=dtype, **options)
+    except MergeError as error:
+        click.echo(f"Error: {printable(str(error))}", err=True)
+        raise SystemExit(FAILED) from error
+    click.echo(printable(describe(found, output, dtype)), err=True)
+    answer(str(output))
+
+
+@main.command()
+@argument("target")
+@argument("benchmark", required=False)
+@option("--data", type=_ANY_PATH, help="Items of BENCHMARK instead of the Hub's: a file, or a folder of NAME.jsonl.")
+@option("--limit", type=IntRange(1), metavar="N", help="The first N items alone. Such figures compare with no others.")
+@option(
+    "-o", "--output", type=_FOLDER, help="Write into DIR/evaluations. Default: TARGET, or outputs/NAME of a Hub id."
+)
+@option("--batch_size", type=IntRange(1), default=8, show_default=True, metavar="N", help="Rows of a forward pass.")
+@choice("--dtype", ["auto", "bfloat16", "float16", "float32"], "Of the weights. auto: as they are stored.")
+@option("--device", metavar="NAME", help="cpu, cuda, cuda:1, … Default: the GPU if there is one.")
+@option("--seed", type=int, default=1234, show_default=True, help="Of everything that is drawn.")
+@tokens("--max_new_tokens", 1, "Longest answer. Default: the benchmark's own.")
+@option("--chat_template_path", metavar="NAME", help="A .jinja file, or a tokenizer. Default: that of the model.")
+@option("--against", metavar="BASE", help="Also measure this model: preferences.")
+@option("--judge", metavar="NAME", help="Model that judges. Default: the benchmark's own.")
+@option("--endpoint", metavar="URL", help="OpenAI-compatible server of the judge. Its key: OPENAI_API_KEY.")
+@option("--judge_prompts", type=_FILE, help="FastChat's judge_prompts.jsonl: mt_bench.")
+@option("--reference_answers", type=_FILE, help="FastChat's reference answers: mt_bench.")
+@option("--reference_outputs", type=_FILE, help="Answers to compare with: alpaca_eval.")
+@option("--annotations", type=_FILE, help="Score these stored judgements: AlpacaEval's, or FastChat's of one model.")
+@option("--workers", type=IntRange(1), default=8, show_default=True, metavar="N", help="Requests at one time.")
+@option(
+    "--timeout",
+    type=Number(0, min_open=True),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Silence of the judge's server, after which a request is sent again.",
+)
+@option("--price", type=(Number(0), Number(0)), metavar="IN OUT", help="Judge's USD per million tokens, if unknown.")
+@option("--yes", is_flag=True, help="Send requests that cost money without asking.")
+@option("--trust_remote_code", is_flag=True, help="Run code that comes with TARGET.")
+def evaluate(target: str, benchmark: str | None, **options: Any) -> None:
+    """Measure TARGET by BENCHMARK, as published figures were measured.
+
+    TARGET is a Hub id, the folder of a model, an adapter or a run, or a file of answers that `generate` has written.
+    BENCHMARK is ifeval, open_llm (arc_challenge, hellaswag, mmlu, truthfulqa_mc2, winogrande, gsm8k), preferences,
+    alpaca_eval (version 2), alpaca_eval_1, mt_bench, or any task of lm-eval by its name. Default: all that need no
+    judge. The figures are printed, and written with every setting and version to evaluations/NAME.json. On several
+    GPUs: `accelerate launch $(which orpo-trl) evaluate ...`.
+
+    A judge costs money: what it will cost is shown first. Its replies are kept beside the evaluation, and the same
+    command goes on after a kill, or where verdicts are missing (exit status 75).
+
+    \b
+    Examples:
+      orpo-trl evaluate outputs/mistral_beta
+      orpo-trl evaluate kaist-ai/mistral-orpo-beta ifeval --dtype bfloat16
+      orpo-trl evaluate outputs/mistral_beta open_llm --data leaderboard --limit 100
+      orpo-trl evaluate answers.jsonl ifeval --data ifeval.jsonl
+      orpo-trl evaluate beta.json alpaca_eval --reference_outputs alpaca_eval_gpt4_baseline.json
+      orpo-trl evaluate beta.jsonl mt_bench --judge_prompts judge_prompts.jsonl --reference_answers gpt-4.jsonl
+    """
+    from orpo_trl.evaluate.command import run_evaluate
+    from orpo_trl.evaluate.options import Options
+
+    for text in run_evaluate(target, benchmark, Options(**options)):
+        answer(text)
+
+
+@main.command()
 @argument("runs", nargs=-1, required=True, metavar="RUN...", type=_ANY_PATH)
 @option(
     "-o",
@@ -291,12 +484,18 @@ def logps(model: str, data: str, output: Path | None, **options: Any) -> None:
     help="The page. Default: report.html in RUN, of several runs in the current folder.",
 )
 @option("--png", metavar="DIR", type=_FOLDER, help="Also write each figure as a PNG file.")
-@option("--csv", metavar="FILE", type=_FILE, help="Also write all metrics as a CSV file.")
+@option(
+    "--csv",
+    metavar="FILE",
+    type=_FILE,
+    help="Also write all metrics as a CSV file, and evaluations as FILE_evaluations.",
+)
 def report(runs: tuple[Path, ...], output: Path | None, png: Path | None, csv: Path | None) -> None:
     """Make one page of a RUN's folder, or of several side by side.
 
-    Held-out metrics, diagnosis, curves, what the recipes differ in, answers to held-out prompts, and how the runs were
-    made, in one HTML file that loads nothing. Folders of other trainers are read too: their trainer_state.json is.
+    Held-out metrics, evaluations, diagnosis, curves, what the recipes differ in, answers to held-out prompts, and how
+    the runs were made, in one HTML file that loads nothing. Evaluations stand beside published ones where judge,
+    template, shots and number of items agree. Folders of other trainers are read too: their trainer_state.json is.
 
     \b
     Examples:

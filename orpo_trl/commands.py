@@ -12,6 +12,7 @@ from click import Choice, IntRange, option
 from click.shell_completion import CompletionItem
 
 from orpo_trl import output
+from orpo_trl.exit_codes import TRY_AGAIN, WRONG_INPUT
 from orpo_trl.hidden import hide
 from orpo_trl.paths import RECIPES, SLURM_SCRIPT
 from orpo_trl.printable import printable
@@ -23,7 +24,16 @@ _SCRIPTS = {"slurm": SLURM_SCRIPT}
 class Failure(click.ClickException):
     """A problem that the user can fix: a message instead of a traceback, and the exit status of wrong usage."""
 
-    exit_code = 2
+    exit_code = WRONG_INPUT
+
+
+class Unfinished(click.ClickException):
+    """Work that is not complete, in a sentence that says how to go on."""
+
+    exit_code = TRY_AGAIN
+
+    def __init__(self, message: str):
+        super().__init__(printable(hide(message)))
 
 
 @contextmanager

@@ -1,22 +1,28 @@
-"""The model card of a run: its front matter for the Hub, and from our own template what the run was and measured."""
+"""The model card of a run: its front matter for the Hub, and from our own template what the run was and measured.
+
+What `orpo-trl evaluate` measures later stands in one block of the card, between two comments, and in `model-index`.
+"""
 
 import html
 import json
 import logging
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 from huggingface_hub.utils import validate_repo_id
 
 from orpo_trl import run_folder
+from orpo_trl.evaluations import Evaluation, read_evaluations
 from orpo_trl.hidden import hide
 from orpo_trl.metrics import held_out_table
-from orpo_trl.plain_files import MAX_SETTINGS, check_readable, replace_whole, write_text
+from orpo_trl.plain_files import MAX_SETTINGS, check_readable, read_text, replace_whole, write_text
 from orpo_trl.printable import printable
+from orpo_trl.report.benchmarks import in_order, label, place, shown, template_text, value_text
 from orpo_trl.report.run import Run, read_run
 
 logger = logging.getLogger(__name__)
@@ -33,6 +39,10 @@ PAPER = {
     eprint    = {arXiv:2403.07691}
 }""",
 }
+# Around what is replaced when a model is evaluated; the rest of the card is its owner's.
+_BEGIN, _END = "<!-- evaluation: begin, made by orpo-trl -->", "<!-- evaluation: end -->"
+# By this name results of ours in `model-index` are known from those of others.
+_SOURCE, _HOME = "orpo-trl evaluate", "https://pypi.org/project/orpo-trl/"
 _TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 # What the card shows of a run's record.
 _SHOWN = ("seed", "processes", "engine", "device", "git", "datasets")
@@ -84,6 +94,7 @@ def write_card(
     given = [dataset_name] if isinstance(dataset_name, str) else dataset_name
     datasets = [name for name in given or _dataset_names(recipe) if _is_hub_id(name)]
     license_of_base = _license(base_model)
+    evaluations = read_evaluations(folder)
     data = ModelCardData(
         base_model=hub_base,
         datasets=datasets or None,
@@ -93,6 +104,7 @@ def write_card(
         license=license_of_base.get("license"),
         license_name=license_of_base.get("license_name"),
         license_link=license_of_base.get("license_link"),
+        eval_results=_results(evaluations) or None,
     )
     card = ModelCard.from_template(
         data,
@@ -107,9 +119,128 @@ def write_card(
         paper=PAPER,
         versions=versions,
         pages=pages,
+        evaluation=_evaluation_block(evaluations),
         **parts,
     )
     write_text(folder / CARD, hide(str(card)))
+
+
+def write_merged_card(folder: Path, *, model_name: str, adapter: str, base_model: str) -> None:
+    """Write the model card of an adapter that was merged into its base, with the text of the adapter's own card.
+
+    Args:
+        folder: of the merged model.
+        model_name: title of the card.
+        adapter: Hub id or folder of the adapter. The curve beside its card is copied.
+        base_model: Hub id or folder of the base model.
+    """
+    own = _card_of(adapter)
+    facts = own.data.to_dict() if own else _license(base_model)
+    left_out = ("base_model", "library_name", "model_name", "base_model_relation")
+    facts = {key: value for key, value in facts.items() if key not in left_out}
+    facts["tags"] = [tag for tag in facts.get("tags") or [] if not tag.startswith(("base_model:", "lora", "peft"))]
+    facts["base_model"] = base_model if _is_hub_id(base_model) else None
+    data = ModelCardData(library_name="transformers", model_name=model_name, **facts)
+    adapter_name, base_name = (_plain(name if _is_hub_id(name) else Path(name).name) for name in (adapter, base_model))
+    text = (
+        f"---\n{data}\n---\n\n# {_plain(model_name)}\n\nThe adapter {adapter_name} merged into the weights of its base "
+        f"model {base_name}, by `orpo-trl merge`. It is a plain model: no adapter is needed to load it.\n"
+    )
+    if own:
+        text += f"\nThe card of the adapter:\n\n---\n\n{own.text.strip()}\n"
+    curve = Path(adapter, CURVE)
+    if curve.is_file() and not curve.is_symlink():
+        shutil.copyfile(curve, folder / CURVE)
+    write_text(folder / CARD, hide(text))
+
+
+def refresh_card(folder: Path) -> bool:
+    """Put the evaluations of a folder into its model card; all but the marked block and our results stays as it is.
+
+    Returns:
+        Whether that was done: False where there is no card, or its owner has removed the block.
+
+    Raises:
+        ValueError, OSError: where the card cannot be read or written.
+    """
+    path = folder / CARD
+    text = read_text(path) if path.is_file() else ""
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        return False
+    evaluations = read_evaluations(folder)
+    text = f"{before}{_evaluation_block(evaluations)}{after}"
+    try:
+        text = _with_results(text, _results(evaluations), folder.resolve().name)
+    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:  # edited by hand
+        logger.warning("%s: its front matter is left as it is: %s", path, printable(" ".join(str(error).split())))
+    write_text(path, hide(text))
+    return True
+
+
+# ---- Evaluations -----------------------------------------------------------------------------------------------------
+
+
+def _evaluation_block(evaluations: Sequence[Evaluation]) -> str:
+    """The block between its two comments, which are there for later evaluations where there are none yet."""
+    if not evaluations:
+        return f"{_BEGIN}\n{_END}"
+    lines = ["## Evaluation", "", "| benchmark | figure | value | items | judge |", "| --- | --- | ---: | ---: | --- |"]
+    notes = []
+    for one in sorted(evaluations, key=lambda one: (place(one.benchmark), one.name)):
+        title = _plain(shown(one.benchmark).title)
+        items = f"{one.answered:,}" if one.answered == one.asked else f"{one.answered:,} of {one.asked:,}"
+        items += f", the first {one.limit:,} alone" if one.limit else ""
+        for name in in_order(one.benchmark, one.figures):
+            cells = [title, _plain(label(one.benchmark, name)), value_text(one.benchmark, one.figures[name])]
+            lines.append(f"| {' | '.join([*cells, items, _plain(one.judge or '')])} |")
+        made = [f"{one.shots}-shot"] if one.shots is not None else []
+        made += [template_text(one), one.date[:10]]
+        made += [f"{package} {version}" for package, version in one.versions.items()]
+        notes.append(f"- {title}: {_plain(', '.join(made))}.{''.join(f' {_plain(note)}' for note in one.notes)}")
+    return "\n".join([_BEGIN, *lines, "", *notes, _END])
+
+
+def _results(evaluations: Sequence[Evaluation]) -> list[EvalResult]:
+    """What `model-index` says of them; not of a part of a benchmark, which would be read as the whole."""
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=shown(one.benchmark).dataset or one.benchmark,
+            dataset_name=shown(one.benchmark).title,
+            dataset_config=one.name,  # tells evaluations of one data set apart
+            dataset_args=None if one.shots is None else {"num_few_shot": one.shots},
+            metric_type=name,
+            metric_name=label(one.benchmark, name),
+            metric_value=round(one.figures[name].value, 6),
+            metric_args={"judge": one.judge} if one.judge else None,
+            source_name=_SOURCE,
+            source_url=_HOME,
+        )
+        for one in sorted(evaluations, key=lambda one: (place(one.benchmark), one.name))
+        if one.limit is None and one.answered == one.asked
+        for name in in_order(one.benchmark, one.figures)
+    ]
+
+
+def _with_results(text: str, results: list[EvalResult], name: str) -> str:
+    """The text of a card with our results in the place of earlier ones; those of others stay.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError, YAMLError: for a front matter that cannot be read.
+    """
+    card = ModelCard(text)
+    data = cast(ModelCardData, card.data)
+    earlier = data.eval_results or []
+    found = [result for result in earlier if result.source_name != _SOURCE] + results
+    if earlier or found:
+        data.model_name = data.model_name or name
+        data.eval_results = found or None
+    return str(card)
+
+
+# ---- The run ---------------------------------------------------------------------------------------------------------
 
 
 def _parts(run: Run) -> dict[str, Any]:
@@ -161,15 +292,21 @@ def _is_hub_id(name: str) -> bool:
 
 def _license(base_model: str) -> dict[str, str]:
     """The license in the base model's own card, where that card is on this machine; nothing is asked of the Hub."""
-    path = try_to_load_from_cache(base_model, CARD) if _is_hub_id(base_model) else Path(base_model, CARD)
-    if not base_model or not isinstance(path, (str, Path)) or not Path(path).is_file():
-        return {}
+    card = _card_of(base_model)
+    data = card.data.to_dict() if card else {}
+    return {key: value for key, value in data.items() if key.startswith("license") and isinstance(value, str)}
+
+
+def _card_of(model: str) -> ModelCard | None:
+    """The card of a model, where it is on this machine and can be read; nothing is asked of the Hub."""
+    path = try_to_load_from_cache(model, CARD) if _is_hub_id(model) else Path(model, CARD)
+    if not model or not isinstance(path, (str, Path)) or not Path(path).is_file():
+        return None
     try:
         check_readable(Path(path), MAX_SETTINGS)
-        data = ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
+        return ModelCard.load(path, ignore_metadata_errors=True)
     except (ValueError, OSError, yaml.YAMLError):
-        return {}
-    return {key: value for key, value in data.items() if key.startswith("license") and isinstance(value, str)}
+        return None
 
 
 def _plain(text: str) -> str:

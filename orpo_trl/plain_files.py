@@ -5,6 +5,7 @@ for a reader for ever. A file that is read may be a pipe, a device that never en
 """
 
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,30 @@ def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which gets the name `path` where the block ends without an error, and else is deleted.
+
+    Args:
+        path: must not exist, not even as a link; the folder above it must.
+
+    Raises:
+        FileExistsError: naming `path`.
+        OSError: where the folder above cannot be written to.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists already")
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.mkdir()  # fails where there is anything of that name
+    try:
+        yield beside
+        if os.path.lexists(path):  # `rename` would take the place of an empty folder
+            raise FileExistsError(f"{path} exists already")
+        beside.rename(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 @contextmanager

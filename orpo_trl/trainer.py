@@ -25,7 +25,7 @@ from orpo_trl import upstream
 from orpo_trl.attention import choose_layout, reading_packed_row, without_adapter
 from orpo_trl.batch import COUNTS, MODEL_INPUTS, PairCollator
 from orpo_trl.budget import TokenBudgetMixin
-from orpo_trl.callbacks.record import installed_versions, remote_code_of, settings_as_recipe
+from orpo_trl.callbacks.record import remote_code_of, settings_as_recipe
 from orpo_trl.callbacks.standard import standard_callbacks
 from orpo_trl.callbacks.stop import StopWhenAsked
 from orpo_trl.callbacks.trackers import run_pages
@@ -45,6 +45,7 @@ from orpo_trl.sampling import GlobalBatchSampler, StreamedBatches
 from orpo_trl.saving import SavingMixin
 from orpo_trl.starting import StartMixin
 from orpo_trl.throughput import Throughput
+from orpo_trl.versions import installed_versions
 from orpo_trl.weights import refuse_pickles
 
 logger = logging.getLogger(__name__)

@@ -268,6 +268,8 @@ except (ImportError, AttributeError):
     raise
 
 
+# How peft's warning begins where an adapter's file lacks weights that its config promises; there is no error.
+MISSING_ADAPTER_KEYS = "Found missing adapter keys"
 # Settings in the groups of an optimizer that a run that goes on may change.
 OPTIMIZER_SETTINGS = ("initial_lr", "betas", "eps", "weight_decay")
 

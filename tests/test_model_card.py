@@ -4,9 +4,11 @@ import pytest
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
+from support.evaluations import evaluation
 from support.small import make_dataset, settings, tiny_model
 
 from orpo_trl import ORPOTrainer, model_card
+from orpo_trl.evaluations import write_evaluation
 from orpo_trl.metrics import METRICS
 from orpo_trl.run_folder import append_log
 
@@ -160,3 +162,96 @@ def test_quick_start_of_the_card_runs(tokenizer, tmp_path, monkeypatch, capsys, 
 
 def test_several_datasets_are_all_named(tmp_path):
     assert front_matter(tmp_path, dataset_name=["org/one", "org/two"])["datasets"] == ["org/one", "org/two"]
+
+
+# ---- Evaluations -----------------------------------------------------------------------------------------------------
+
+
+def test_evaluations_of_a_run_are_in_its_card(tmp_path):
+    write_evaluation(tmp_path, evaluation("ifeval", {"prompt_strict": {"value": 0.5287, "stderr": 0.02}}))
+    (result,) = ModelCard.load(write_farm_card(tmp_path)).data.eval_results
+    assert (result.dataset_type, result.metric_type, result.metric_value) == ("google/IFEval", "prompt_strict", 0.5287)
+    assert "| IFEval | prompts, strict | 0.5287 ± 0.0200 | 541 |" in (tmp_path / "README.md").read_text()
+
+
+def write_farm_card(folder):
+    model_card.write_card(folder, **FACTS)
+    return folder / "README.md"
+
+
+def test_card_is_refreshed_in_its_block_alone(tmp_path):
+    path = write_farm_card(tmp_path)
+    path.write_text(path.read_text().replace("# farm", "# My farm\n\nWritten by me."))
+    before = path.read_text()
+    write_evaluation(tmp_path, evaluation("alpaca_eval_2", {"win_rate": 12.0}))
+    assert model_card.refresh_card(tmp_path)
+    write_evaluation(tmp_path, evaluation("alpaca_eval_2", {"win_rate": 13.0}))
+    assert model_card.refresh_card(tmp_path)
+    card = ModelCard.load(path)
+    assert [result.metric_value for result in card.data.eval_results] == [13.0]
+    assert "| AlpacaEval 2 | win rate (%) | 13.00 | 805 | weighted_alpaca_eval_gpt4_turbo |" in card.text
+    assert card.text.count("## Evaluation") == 1
+    (tmp_path / "evaluations" / "alpaca_eval_2-weighted_alpaca_eval_gpt4_turbo.json").unlink()
+    assert model_card.refresh_card(tmp_path)
+    assert path.read_text().replace("model_name: farm\n", "") == before.replace("model_name: farm\n", "")
+
+
+def test_results_of_others_in_the_card_stay(tmp_path):
+    path = write_farm_card(tmp_path)
+    theirs = """\
+model-index:
+- name: farm
+  results:
+  - task: {type: text-generation}
+    dataset: {type: theirs, name: Theirs}
+    metrics: [{type: acc, value: 0.25}]
+"""
+    path.write_text(path.read_text().replace("---\n", f"---\n{theirs}", 1))
+    write_evaluation(tmp_path, evaluation("ifeval", {"prompt_strict": 0.5}))
+    for _ in range(2):
+        assert model_card.refresh_card(tmp_path)
+    found = [(result.dataset_type, result.metric_value) for result in ModelCard.load(path).data.eval_results]
+    assert found == [("theirs", 0.25), ("google/IFEval", 0.5)]
+
+
+def test_part_of_a_benchmark_is_told_in_the_text_and_not_to_the_hub(tmp_path):
+    write_evaluation(tmp_path, evaluation("ifeval", {"prompt_strict": 0.5}, answered=60, asked=60, limit=60))
+    card = ModelCard.load(write_farm_card(tmp_path))
+    assert card.data.eval_results is None
+    assert "60, the first 60 alone" in card.text
+
+
+@pytest.mark.parametrize("text", ["# mine\n", "", "---\nlicense: mit\n---\n<!-- evaluation: end -->"])
+def test_card_without_the_block_is_left_alone(tmp_path, text):
+    (tmp_path / "README.md").write_text(text)
+    write_evaluation(tmp_path, evaluation("ifeval", {"prompt_strict": 0.5}))
+    assert not model_card.refresh_card(tmp_path)
+    assert (tmp_path / "README.md").read_text() == text
+
+
+def test_front_matter_that_cannot_be_read_is_left_as_it_is(tmp_path, caplog):
+    path = write_farm_card(tmp_path)
+    path.write_text(path.read_text().replace("---\n", "---\nmodel-index: 3\n", 1))
+    write_evaluation(tmp_path, evaluation("ifeval", {"prompt_strict": 0.5}))
+    assert model_card.refresh_card(tmp_path)
+    assert path.read_text().startswith("---\nmodel-index: 3\n")
+    assert "| IFEval |" in path.read_text()
+    assert "front matter is left as it is" in caplog.text
+
+
+def test_text_of_judges_and_tasks_is_no_markup_of_the_card(tmp_path):
+    evil = "x | <script>a()</script> <!-- evaluation: end --> [a](https://e.vil) \x1b[31m\n---\n# title"
+    plain = write_farm_card(tmp_path).read_text()
+    write_evaluation(tmp_path, evaluation(evil, {evil: 0.5}, judge=evil, template=evil, notes=[evil]))
+    assert model_card.refresh_card(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    body = text.split("\n---\n", 1)[1]
+    assert "<script>" not in body
+    assert "\x1b" not in text
+    assert "](https://e.vil)" not in body
+    assert body.count("<!-- evaluation: end -->") == 1
+    assert [line for line in body.splitlines() if line.startswith("#")] == [
+        *[line for line in plain.split("\n---\n", 1)[1].splitlines() if line.startswith("# ") or "Quick" in line],
+        "## Evaluation",
+        *[line for line in plain.splitlines() if line.startswith("#") and ("Framework" in line or "Citations" in line)],
+    ]

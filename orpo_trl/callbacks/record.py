@@ -1,7 +1,6 @@
 """Writes to the output folder what a run was made of and what it measured."""
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 import platform
@@ -22,14 +21,10 @@ from orpo_trl.config import ORPOConfig
 from orpo_trl.hidden import hide
 from orpo_trl.resume import OF_ONE_START
 from orpo_trl.upstream import full_shape, is_remote_code
+from orpo_trl.versions import installed_versions
 from orpo_trl.yaml_text import to_yaml, to_yaml_line
 
 logger = logging.getLogger(__name__)
-
-PACKAGES = (
-    "orpo-trl", "torch", "transformers", "trl", "datasets", "tokenizers", "accelerate", "deepspeed", "peft",
-    "bitsandbytes", "wandb",
-)  # fmt: skip
 
 
 class RunRecord(TrainerCallback):
@@ -215,16 +210,6 @@ def tokenizer_digest(tokenizer) -> str:
     for token, number in sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0])):
         digest.update(f"{number} {token}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
-
-
-def installed_versions() -> dict[str, str]:
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def git_revision() -> dict[str, Any] | None:

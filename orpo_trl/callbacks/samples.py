@@ -2,14 +2,14 @@
 
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
 
 import torch
-from transformers import GenerationConfig, TrainerCallback
+from transformers import TrainerCallback
 
 from orpo_trl import run_folder
 from orpo_trl.callbacks.trackers import log_table
-from orpo_trl.upstream import pad, unwrap_model_for_generation
+from orpo_trl.generation import generate_batch, stop_token_ids
+from orpo_trl.upstream import unwrap_model_for_generation
 
 # Held-out prompts that each evaluation answers, and the longest answer in tokens.
 NUM_SAMPLES = 8
@@ -60,32 +60,24 @@ class SampleCompletions(TrainerCallback):
     def _generate(self, prompts: list[list[int]]) -> list[torch.Tensor]:
         """Answers to all prompts, `[tokens]` each. Every rank generates all of them, as ZeRO-3's collectives need."""
         trainer = self.trainer
-        device, pad_id = trainer.args.device, trainer.text_tokenizer.pad_token_id
-        config = GenerationConfig(
-            max_new_tokens=MAX_NEW_TOKENS,
-            do_sample=False,
-            pad_token_id=pad_id,
-            eos_token_id=trainer.text_tokenizer.eos_token_id,
-            use_cache=True,
-        )
+        tokenizer = trainer.text_tokenizer
+        stop_ids = stop_token_ids(tokenizer)
         was_training = trainer.model.training
         trainer.model.eval()
         answers: list[torch.Tensor] = []
-        with (
-            torch.no_grad(),
-            unwrap_model_for_generation(
-                trainer.model_wrapped,
-                trainer.accelerator,
-                gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
-            ) as model,
-        ):
+        with unwrap_model_for_generation(
+            trainer.model_wrapped,
+            trainer.accelerator,
+            gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
+        ) as model:
             for start in range(0, len(prompts), trainer.args.eval_batch_size):
-                batch = [torch.tensor(ids) for ids in prompts[start : start + trainer.args.eval_batch_size]]
-                input_ids = pad(batch, padding_value=pad_id, padding_side="left")
-                mask = pad([torch.ones_like(ids) for ids in batch], padding_value=0, padding_side="left")
-                generated = cast(Any, model).generate(
-                    input_ids.to(device), attention_mask=mask.to(device), generation_config=config
+                answers += generate_batch(
+                    model,
+                    prompts[start : start + trainer.args.eval_batch_size],
+                    max_new_tokens=MAX_NEW_TOKENS,
+                    stop_ids=stop_ids,
+                    pad_id=tokenizer.pad_token_id,
+                    device=trainer.args.device,
                 )
-                answers.extend(generated[:, input_ids.shape[1] :].cpu())
         trainer.model.train(was_training)
         return answers

@@ -4,7 +4,7 @@ import html
 import json
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -61,9 +61,30 @@ def render(pair: ChatPair, tokenizer: PreTrainedTokenizerBase) -> Rendering:
         ValueError: where there is no template, or it is no valid one.
         TemplateLimit: where this takes too much time or memory.
     """
+    with _limits(tokenizer):
+        return _render(pair, tokenizer)
+
+
+def render_turns(messages: Messages, tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False) -> str:
+    """The text of a conversation.
+
+    Args:
+        messages: its turns.
+        add_generation_prompt: puts the header of the next answer behind it.
+
+    Raises:
+        RowError, ValueError, TemplateLimit: as `render`.
+    """
+    with _limits(tokenizer):
+        return _apply(tokenizer, messages, {}, add_generation_prompt=add_generation_prompt)
+
+
+@contextmanager
+def _limits(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """`template_limits`, and a tokenizer's name in their errors."""
     try:
         with template_limits(str(tokenizer.chat_template)):
-            return _render(pair, tokenizer)
+            yield
     except TemplateLimit as error:
         begin = f"{tokenizer.chat_template!r:.60}"
         name = tokenizer.name_or_path

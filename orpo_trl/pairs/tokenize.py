@@ -144,6 +144,13 @@ def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[i
     return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
+def prompt_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Ids of rendered prompts, as training has them: with the tokenizer's own first token once, whether the template
+    writes it or not."""
+    bos = leading_special_ids(tokenizer)
+    return [ids if ids[: len(bos)] == bos else [*bos, *ids] for ids in _encode(texts, tokenizer)]
+
+
 def leading_special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids that the tokenizer itself puts before a text: `[bos_token_id]` for Mistral, none for Qwen."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]

@@ -62,7 +62,7 @@ def draw(name: str, runs: Sequence[Run]) -> Figure:
     if spec.is_logarithmic and drawn and 0 < min(drawn) < max(drawn) / 100:
         axes.set_yscale("log")
     _label(figure, axes, spec)
-    _add_legend(figure, list(_legend(spec, runs)))
+    add_legend(figure, list(_legend(spec, runs)))
     return figure
 
 
@@ -206,7 +206,7 @@ def _legend(spec: FigureSpec, runs: Sequence[Run]) -> Iterator[tuple[str, Line2D
 
 
 def _label(figure: Figure, axes: Axes, spec: FigureSpec) -> None:
-    figure.suptitle(spec.title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    add_title(figure, spec.title)
     axes.set_xlabel("optimiser step", fontsize=9)
     axes.set_ylabel(spec.unit, fontsize=9)
     axes.tick_params(labelsize=8.5)
@@ -216,13 +216,17 @@ def _label(figure: Figure, axes: Axes, spec: FigureSpec) -> None:
     axes.margins(x=0.02)
 
 
-def _add_legend(figure: Figure, entries: list[tuple[str, Line2D]]) -> None:
+def add_title(figure: Figure, title: str) -> None:
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+
+
+def add_legend(figure: Figure, entries: list[tuple[str, Line2D]]) -> None:
     """Put the legend below the axes, in as many columns as have room; more lines make a taller figure."""
     if not entries:
         return
     widest = 34 + 4.8 * max(len(label) for label, _ in entries)  # points
     columns = min(4, max(1, int(SIZE[0] * 72 // widest)))
-    figure.set_figheight(SIZE[1] + 0.18 * (math.ceil(len(entries) / columns) - 1))
+    figure.set_figheight(figure.get_figheight() + 0.18 * (math.ceil(len(entries) / columns) - 1))
     legend = figure.legend(
         [handle for _, handle in entries], ["-"] * len(entries), loc="outside lower left", ncols=columns, fontsize=8.5,
         frameon=False, handlelength=2.2, columnspacing=1.2,

@@ -3,15 +3,17 @@
 from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from orpo_trl.diagnosis import diagnose
 from orpo_trl.metrics import number
-from orpo_trl.report import draw
+from orpo_trl.report import draw, evaluation_figures
 from orpo_trl.report.answers import earlier_cards, last_cards
+from orpo_trl.report.evaluations import compare, parts
 from orpo_trl.report.figures import FIGURES
-from orpo_trl.report.published import SOURCE, anchors
+from orpo_trl.report.published import anchors, source
 from orpo_trl.report.run import Run
 from orpo_trl.report.tables import differences, facts, groups, summary
 
@@ -33,13 +35,16 @@ def render(runs: Sequence[Run]) -> str:
         signs={run.name: _sign(index) for index, run in enumerate(runs)},
         summary=summary(runs),
         findings={run.name: _findings(run) for run in runs},
-        pictures=[_picture(name, runs) for name in draw.drawable(runs)],
-        published=SOURCE if any(anchors(name, runs) for name in FIGURES) else "",
+        pictures=[_picture(draw, name, runs) for name in draw.drawable(runs)],
+        published=source() if any(anchors(name, runs) for name in FIGURES) else "",
         is_thinned=any(len(run.training("loss")[0]) > draw.MANY_POINTS for run in runs),
         window=f"{draw.WINDOW:.1%}",
         has_several_sets=any(len(run.prefixes) > 1 for run in runs),
         differences=differences(runs),
         groups=groups(runs),
+        evaluations=compare(runs),
+        parts=parts(runs),
+        evaluation_pictures=[_picture(evaluation_figures, name, runs) for name in evaluation_figures.drawable(runs)],
         cards=last_cards(runs),
         earlier={run.name: earlier_cards(run) for run in runs},
         facts={run.name: facts(run) for run in runs},
@@ -59,10 +64,11 @@ def _findings(run: Run) -> list[str]:
     return list(diagnose(history, _BETA if run.beta is None else run.beta, warmup, steps).values())
 
 
-def _picture(name: str, runs: list[Run]) -> dict[str, str]:
-    svg = draw.to_bytes(draw.draw(name, runs), "svg")
+def _picture(room: ModuleType, name: str, runs: list[Run]) -> dict[str, str]:
+    """A figure of `draw` or of `evaluation_figures`."""
+    svg = draw.to_bytes(room.draw(name, runs), "svg")
     return {
         "source": f"data:image/svg+xml;base64,{b64encode(svg).decode()}",
-        "text": draw.description(name, runs),
-        "caption": draw.caption(name, runs),
+        "text": room.description(name, runs),
+        "caption": room.caption(name, runs),
     }

@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orpo_trl.published import published_figures
 from orpo_trl.report.run import Run
 
 MODEL = "Mistral-7B-v0.1"
-SOURCE = (
-    f"Grey: held-out values of two published runs of {MODEL} in TRL: UltraFeedback, λ 0.05, learning rate 7e-6, batch "
-    "64, steps 100 to the end of 1 epoch; and mixed data, λ 0.1, learning rate 5e-6, batch 32, after epochs 1, 2 and 3."
-)
+# What is drawn behind a figure: the published figure on held-out pairs, what its label adds, and whether that stands at
+# the top.
+_BEHIND = {
+    "logps": (("chosen", ": chosen", True), ("rejected", ": rejected", False)),
+    "log_odds": (("log_odds", "", True),),
+    "accuracy": (("accuracy", "", True),),
+}
 
 
 @dataclass(frozen=True)
@@ -22,19 +26,22 @@ class Anchor:
     is_named_at_top: bool = True
 
 
-# By figure. UltraFeedback: chosen −.773 → −.728, rejected −.945 → −.998, log odds .446, accuracy .659 at the end. Mixed
-# data: chosen −.831, −.894, −1.113, rejected −1.055, −1.184, −1.461, accuracy .630, .662, .656.
-ANCHORS = {
-    "logps": (
-        Anchor(-1.113, -0.728, "published: chosen"),
-        Anchor(-1.461, -0.945, "published: rejected", is_named_at_top=False),
-    ),
-    "log_odds": (Anchor(0.446, 0.446, "published"),),
-    "accuracy": (Anchor(0.630, 0.662, "published"),),
-}
-
-
-def anchors(figure: str, runs: Sequence[Run]) -> tuple[Anchor, ...]:
+def anchors(figure: str, runs: Sequence[Run]) -> list[Anchor]:
     """What to draw in a figure; empty where no run starts from that model."""
-    fits = any(run.model_name.rstrip("/").endswith(MODEL) for run in runs)
-    return ANCHORS.get(figure, ()) if fits else ()
+    if not any(run.model_name.rstrip("/").endswith(MODEL) for run in runs):
+        return []
+    found = []
+    for name, label, is_named_at_top in _BEHIND.get(figure, ()):
+        values = [one.value for one in published_figures("preferences") if one.figure == name and one.base == MODEL]
+        found.append(Anchor(min(values), max(values), f"published{label}", is_named_at_top))
+    return found
+
+
+def source() -> str:
+    """What the published values are."""
+    places: dict[str, list[str]] = {}
+    for one in published_figures("preferences"):
+        if one.base == MODEL and one.at not in places.setdefault(one.setting, []):
+            places[one.setting].append(one.at)
+    runs = [f"{setting} ({', '.join(at)})" for setting, at in places.items()]
+    return f"Grey: held-out values of published runs of {MODEL} in TRL: {'; and '.join(runs)}."

@@ -1,4 +1,4 @@
-"""A run that was read from its folder: its logs, recipe and samples, and how it was made."""
+"""A run that was read from its folder: its logs, recipe, samples and evaluations, and how it was made."""
 
 import json
 from collections import Counter
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from orpo_trl import run_folder
+from orpo_trl.evaluations import Evaluation, read_evaluations
 from orpo_trl.metrics import evaluation_prefixes, number
 from orpo_trl.pairs.preparation import PreparationReport
 from orpo_trl.report import history as logs
@@ -29,6 +30,7 @@ class Run:
         record: versions, seed, git revision, device and datasets (`run.json`).
         preparation: preparation report of each dataset, as plain values.
         samples: answers to held-out prompts.
+        evaluations: what benchmarks measured.
     """
 
     folder: Path
@@ -39,6 +41,7 @@ class Run:
     record: dict[str, Any] = field(default_factory=dict)
     preparation: dict[str, Any] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
 
     def training(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values in training, `[logs]` each, NaN where a value was not finite."""
@@ -116,7 +119,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def read_run(folder: Path) -> Run:
-    """Read the folder that a run of `ORPOTrainer`, or of any trainer of transformers, wrote.
+    """Read the folder that a run of `ORPOTrainer`, or of any trainer of transformers, wrote, or one with evaluations.
 
     Raises:
         ValueError: naming the folder that is no run's folder, or the file that cannot be read.
@@ -124,16 +127,26 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a run's folder, received {'a file' if folder.exists() else 'no folder'}")
     recipe, recipe_text = run_folder.read_settings(folder)
+    evaluations = read_evaluations(folder)
     return Run(
         folder=folder,
         name=str(recipe.get("run_name") or folder.resolve().name),
-        history=run_folder.read_history(folder),
+        history=_read_history(folder, is_optional=bool(evaluations)),
         recipe=recipe,
         recipe_text=recipe_text,
         record=run_folder.read_record(folder),
         preparation=run_folder.read_preparation(folder),
         samples=run_folder.read_samples(folder),
+        evaluations=evaluations,
     )
+
+
+def _read_history(folder: Path, is_optional: bool) -> list[dict[str, Any]]:
+    """The logs; a model that was not trained here, such as a base model, has evaluations alone."""
+    state = run_folder.TRAINER_STATE
+    if is_optional and not any(any(folder.glob(name)) for name in (run_folder.LOGS, state, f"checkpoint-*/{state}")):
+        return []
+    return run_folder.read_history(folder)
 
 
 def with_distinct_names(runs: Sequence[Run]) -> list[Run]:

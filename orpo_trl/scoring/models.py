@@ -20,19 +20,28 @@ def require_model(arguments: ModelArguments, trust_remote_code: bool = False) ->
         ValueError: if there is no such model, or if it is an adapter and peft is not installed.
     """
     name = model_name(arguments)
-    if name.startswith((".", "/")) and not Path(name).exists():
-        raise ValueError(f"The model {name!r} does not exist (looked for {Path(name).resolve()}).")
-    refuse_pickles(name)
+    require_files(name)
     try:
-        adapter = _adapter_config_file(arguments)
+        adapter = adapter_config_file(arguments)
         if adapter is not None:
-            name = _base_of(Path(adapter))
+            name = base_of(Path(adapter))
             refuse_pickles(name)
         load_config(name, trust_remote_code=trust_remote_code)
     except UnsafeWeights:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"The model {name!r} could not be loaded: {error}") from error
+
+
+def require_files(name: str) -> None:
+    """Looks at the files of a model or an adapter, where the name is one of a folder.
+
+    Raises:
+        ValueError: if there is no such folder, or its weights are no safetensors.
+    """
+    if name.startswith((".", "/")) and not Path(name).exists():
+        raise ValueError(f"The model {name!r} does not exist (looked for {Path(name).resolve()}).")
+    refuse_pickles(name)
 
 
 def load_model(arguments: ModelArguments, device: torch.device, trust_remote_code: bool = False) -> torch.nn.Module:
@@ -49,7 +58,7 @@ def load_model(arguments: ModelArguments, device: torch.device, trust_remote_cod
 
 def _load_model(arguments: ModelArguments, device: torch.device, trust_remote_code: bool) -> torch.nn.Module:
     options = {"dtype": arguments.dtype, "device_map": {"": device}, "trust_remote_code": trust_remote_code}
-    if _adapter_config_file(arguments) is None:
+    if adapter_config_file(arguments) is None:
         options = model_init_kwargs(arguments) | options
         return AutoModelForCausalLM.from_pretrained(model_name(arguments), **options).eval()
     from peft import AutoPeftModelForCausalLM
@@ -77,7 +86,12 @@ def load_scoring_tokenizer(
     return tokenizer
 
 
-def _base_of(adapter_config: Path) -> str:
+def base_of(adapter_config: Path) -> str:
+    """Hub id or folder of the model that an adapter is for, from its `adapter_config.json`.
+
+    Raises:
+        ValueError: if the file does not name one.
+    """
     found = json.loads(read_text(adapter_config))
     base = found.get("base_model_name_or_path") if isinstance(found, dict) else None
     if not isinstance(base, str):
@@ -85,7 +99,12 @@ def _base_of(adapter_config: Path) -> str:
     return base
 
 
-def _adapter_config_file(arguments: ModelArguments) -> str | None:
+def adapter_config_file(arguments: ModelArguments) -> str | None:
+    """The file that says what an adapter is; None of a model that is none.
+
+    Raises:
+        ValueError: if it is an adapter and peft is not installed.
+    """
     found = find_adapter_config_file(model_name(arguments), revision=arguments.model_revision)
     if found is not None and not is_peft_available():
         raise ValueError(

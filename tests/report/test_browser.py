@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.evaluations import evaluation, mt_bench, preferences
 from support.run_folders import MISTRAL, history, sample, write_run
 
+from orpo_trl.evaluations import write_evaluation
 from orpo_trl.report.write import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -32,6 +34,8 @@ def page(tmp_path_factory) -> Path:
         )
         for name, beta in (("one", 0), ("two", 1), ("three", 2))
     ]
+    for one in (evaluation("alpaca_eval_2", {"win_rate": 11.0}), mt_bench(notes=[EVIL]), preferences(template=EVIL)):
+        write_evaluation(folders[0], one)
     (written,) = write_report(folders, folder / "report.html")
     return written
 
@@ -82,5 +86,5 @@ def test_page_never_scrolls_sideways(page, tmp_path, width):
     ).stdout  # fmt: skip
     found = json.loads(dom.split('<pre id="o">')[1].split("</pre>")[0])
     assert found["scroll"] <= found["width"] <= width
-    assert found["images"] == found["loaded"] == 9
+    assert found["images"] == found["loaded"] == 11
     assert not found["taken"]

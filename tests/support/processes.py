@@ -28,7 +28,9 @@ def cpu_engine(name: str, folder: Path) -> Path:
     return path
 
 
-def launch(script: Path, *arguments: str, engine: Path | str | None = None, check: bool = True, processes: int = 2):
+def launch(
+    script: Path | str, *arguments: str, engine: Path | str | None = None, check: bool = True, processes: int = 2
+):
     """Runs a script in one process, under `accelerate launch` with a config, or, for "ddp", under torchrun.
 
     Args:

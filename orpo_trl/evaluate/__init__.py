@@ -1,0 +1,1 @@
+"""The command `orpo-trl evaluate`: benchmarks of a model, of a run, or of answers."""
