@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
-from orpo_trl.devices import find_device
+from orpo_trl.devices import find_cuda_device
 from orpo_trl.flops import MatrixWeights, flops, matrix_weights
 
 GIB = 2**30
@@ -34,7 +34,7 @@ class Throughput:
         self.num_tokens = 0
         self._work: Counter[str] = Counter()
         self._since: float | None = None
-        known = find_device(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        known = find_cuda_device(device) if device.type == "cuda" else None
         self.peak_flops = known.peak_flops if known else None
         self._weights: MatrixWeights | None = matrix_weights(model, is_frozen) if known else None
 

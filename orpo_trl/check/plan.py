@@ -26,7 +26,7 @@ from orpo_trl.check.results import (
     Skipped,
 )
 from orpo_trl.config import ORPOConfig
-from orpo_trl.devices import Device, count_gpus, find_device, named_device
+from orpo_trl.devices import Device, count_gpus, find_cuda_device, named_device
 from orpo_trl.flops import train_flops, training_time
 from orpo_trl.launch import DEEPSPEED, Launch, launch_command
 from orpo_trl.model import model_name
@@ -198,7 +198,7 @@ def _device(options: CheckOptions) -> Device | None:
     """The GPU to plan for, if its figures are known."""
     if options.gpu:
         return named_device(options.gpu)
-    return find_device(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None
+    return find_cuda_device() if torch.cuda.is_available() else None
 
 
 def check_time(
