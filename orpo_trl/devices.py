@@ -26,7 +26,7 @@ class Device:
 
 
 # Where several fit a name, the first one counts: special cards stand before those whose words they also have. Makers
-# print most peaks with sparsity, which is twice the dense peak given here. GeForce cards sum in fp32 at half their speed.
+# print most peaks with sparsity: twice the dense peaks given here. GeForce cards sum in fp32 at half their speed.
 _SHEET = "data sheet"
 _AMPERE, _ADA, _BLACKWELL = "GA102 whitepaper", "Ada whitepaper", "RTX Blackwell whitepaper"
 DEVICES = {

@@ -20,6 +20,9 @@ from orpo_trl import interruptions
 from orpo_trl.quiet import hide_known_warnings
 
 hide_known_warnings()
+if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
+    # Each packed step has another size, and a GPU's memory would end up in pieces. Read when CUDA starts.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 if __name__ == "__main__":
     interruptions.listen()  # first of all: the imports below take seconds
 

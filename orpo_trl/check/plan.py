@@ -35,6 +35,8 @@ from orpo_trl.plain_files import read_text
 GIB = 2**30
 # Random micro-batches that show the size of the largest one and the padding of padded ones.
 DRAWS = 2_000
+# From this share of a GPU on, what no estimate knows may be too much: fragments of the allocator, other processes.
+_TIGHT = 0.9
 # Packages of optimizers, by how their names begin.
 _OTHER_OPTIMIZERS = {
     "galore": "galore_torch", "lomo": "lomo_optim", "adalomo": "lomo_optim", "grokadamw": "grokadamw",
@@ -137,7 +139,10 @@ def check_memory(options: CheckOptions, recipe: RecipeResult, model: ModelResult
             "`per_device_train_batch_size`, `max_tokens_per_micro_batch`, `gradient_checkpointing: true`, an 8-bit "
             "`optim`, zero3 over more GPUs, or `use_peft` with `load_in_4bit`."
         )
-    yield f"fits into the {has / GIB:.1f} GiB of {whose}"
+    share = estimate.total / has
+    yield f"fits into the {has / GIB:.1f} GiB of {whose}, {share:.0%} of them"
+    if device == "cuda" and share > _TIGHT:
+        yield "That is tight: what the estimate leaves out may not fit. Lower `max_tokens_per_micro_batch` or the batch."
     if device == "cuda":
         yield "Calculated, not compared with a GPU yet; memory that its allocator cannot reuse is not included."
 
