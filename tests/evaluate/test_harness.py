@@ -1,7 +1,6 @@
 """Tasks of lm-eval on a few rows, shaped as the Hub's, with a tiny model: shots and metrics of the leaderboard."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -11,7 +10,7 @@ from support.small import REPOSITORY, WORDS, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orpo_trl.cli import main
-from orpo_trl.evaluate.tasks import LEADERBOARD
+from orpo_trl.evaluate.tasks import LEADERBOARD, task_manager
 from orpo_trl.evaluations import read_evaluations
 
 # "About" of the Open LLM Leaderboard, version 1.
@@ -227,15 +226,13 @@ def test_more_new_tokens_than_the_model_reads_are_refused_with_the_flag(model, l
     assert "--max_new_tokens" in result.stderr.strip().splitlines()[-1]
 
 
-def test_a_missing_lm_eval_is_told_in_one_line(model):
-    code = (
-        "import sys; sys.modules['lm_eval'] = None; from orpo_trl.cli import main;"
-        f"main(['evaluate', {str(model)!r}, 'gsm8k'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "pip install 'orpo-trl[eval]'" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_a_missing_lm_eval_is_told_in_one_line(model, monkeypatch):
+    task_manager.cache_clear()
+    monkeypatch.setitem(sys.modules, "lm_eval", None)  # an import of it fails
+    result = evaluate(model, "gsm8k")
+    assert result.exit_code == 2
+    assert "pip install 'orpo-trl[eval]'" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.slow
