@@ -14,7 +14,7 @@ from orpo_trl.printable import printable
 FOLDER = "evaluations"
 # `Evaluation.template` where the chat template that comes with the model rendered the prompts.
 OWN_TEMPLATE = "chat template of the model"
-# The same of stored answers that nothing says it of.
+# The same where answers came without a record of it.
 UNKNOWN_TEMPLATE = "unknown"
 
 
@@ -49,8 +49,8 @@ class Evaluation(BaseModel):
             alpaca_eval: `win_rate`, `lc_win_rate`; mt_bench: `score`, `turn_1`, `turn_2`; preferences: `accuracy`,
             `margin`, `log_odds`, `chosen`, `rejected`; tasks of lm-eval: its name of the metric, such as `acc_norm`.
         asked, answered: items that were to be scored, and those that were.
-        template: what rendered the prompts: `OWN_TEMPLATE`, the name of another, or `UNKNOWN_TEMPLATE`; None where no
-            template did.
+        template: what rendered the prompts: `OWN_TEMPLATE`, or the name of another; None where no template did;
+            `UNKNOWN_TEMPLATE` of answers that came without a record.
         shots: examples before each question; None where the benchmark has no such thing.
         judge: the judge's configuration and model; None for a benchmark without a judge.
         limit: items asked for with `--limit`; None for the whole benchmark.
@@ -108,6 +108,8 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
     """
     found = []
     for path in sorted((folder / FOLDER).glob("*.json")):
+        if ".answers." in path.name:  # what a judge was shown lies beside
+            continue
         try:
             found.append(_read(path))
         except (ValueError, OSError, RecursionError) as error:

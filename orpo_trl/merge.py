@@ -251,8 +251,8 @@ def _load(
             base, dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=trusted
         )
         if _quantisation(model.config):
-            model = model.dequantize()
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:  # tokens that training has added
+            model = cast(PreTrainedModel, model.dequantize())
+    if len(tokenizer) > cast(Any, model.get_input_embeddings()).weight.shape[0]:  # tokens that training has added
         model.resize_token_embeddings(len(tokenizer))
     dtypes = {name: weight.dtype for name, weight in model.named_parameters()}
     with naming("adapter", adapter), warnings.catch_warnings():
@@ -286,7 +286,8 @@ def _merge(model: Any, dtypes: dict[str, torch.dtype]) -> PreTrainedModel:
 def _settle_tying(model: PreTrainedModel) -> None:
     """Embeddings and LM head that training has made different are no longer tied: the config must say so, because
     loading would throw one of them away."""
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    embeddings: Any = model.get_input_embeddings()
     text_config: Any = model.config.get_text_config()
     if head is None or not text_config.tie_word_embeddings or torch.equal(head.weight, embeddings.weight):
         return

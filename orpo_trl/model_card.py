@@ -22,7 +22,7 @@ from orpo_trl.hidden import hide
 from orpo_trl.metrics import held_out_table
 from orpo_trl.plain_files import MAX_SETTINGS, check_readable, read_text, replace_whole, write_text
 from orpo_trl.printable import printable
-from orpo_trl.report.benchmarks import in_order, label, place, shown, value_text
+from orpo_trl.report.benchmarks import in_order, label, place, shown, template_text, value_text
 from orpo_trl.report.run import Run, read_run
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def write_merged_card(folder: Path, *, model_name: str, adapter: str, base_model
         base_model: Hub id or folder of the base model.
     """
     own = _card_of(adapter)
-    facts = own.data.to_dict() if own else _license(base_model)
+    facts: dict[str, Any] = own.data.to_dict() if own else _license(base_model)
     left_out = ("base_model", "library_name", "model_name", "base_model_relation")
     facts = {key: value for key, value in facts.items() if key not in left_out}
     facts["tags"] = [tag for tag in facts.get("tags") or [] if not tag.startswith(("base_model:", "lora", "peft"))]
@@ -196,7 +196,7 @@ def _evaluation_block(evaluations: Sequence[Evaluation]) -> str:
             cells = [title, _plain(label(one.benchmark, name)), value_text(one.benchmark, one.figures[name])]
             lines.append(f"| {' | '.join([*cells, items, _plain(one.judge or '')])} |")
         made = [f"{one.shots}-shot"] if one.shots is not None else []
-        made += [one.template or ("template not recorded" if one.judge else "no template"), one.date[:10]]
+        made += [template_text(one), one.date[:10]]
         made += [f"{package} {version}" for package, version in one.versions.items()]
         notes.append(f"- {title}: {_plain(', '.join(made))}.{''.join(f' {_plain(note)}' for note in one.notes)}")
     return "\n".join([_BEGIN, *lines, "", *notes, _END])

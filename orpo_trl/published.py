@@ -98,10 +98,7 @@ def _template_differences(evaluation: Evaluation, published: Published) -> list[
         return []
     if ours is not None:
         return [f"template: {ours}, not the {OWN_TEMPLATE}"]
-    # A judge is handed answers, and these need not say how they were asked for.
-    return [
-        "the template of the answers is not recorded" if evaluation.judge else "without a chat template, not with one"
-    ]
+    return ["without a chat template, not with one"]
 
 
 @cache

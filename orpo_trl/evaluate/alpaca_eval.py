@@ -18,7 +18,7 @@ from typing import Any
 from orpo_trl.evaluate.answers import find_answers, rows_with
 from orpo_trl.evaluate.judge import Judge, endpoint_of, judge_all, missing_note, path_of
 from orpo_trl.evaluate.options import Options, Target
-from orpo_trl.evaluations import Evaluation, Figure
+from orpo_trl.evaluations import UNKNOWN_TEMPLATE, Evaluation, Figure
 from orpo_trl.run_folder import now
 from orpo_trl.versions import installed_versions
 
@@ -67,7 +67,7 @@ def evaluate_alpaca_eval(target: Target, options: Options) -> Evaluation | None:
     if options.annotations is not None:
         with _package():
             rows = _stored(options.annotations, target, options)
-            return _evaluation(target, options, asked, rows, rows[0]["annotator"], "unknown", {})
+            return _evaluation(target, options, asked, rows, rows[0]["annotator"], UNKNOWN_TEMPLATE, {})
     if options.reference_outputs is None:
         raise ValueError(
             f"{options.benchmark}: expected --reference_outputs FILE: {asked.references} of {_HUB}. The package's own "

@@ -14,7 +14,7 @@ class Answers:
     """A file of answers.
 
     Attributes:
-        template: as in `Evaluation`.
+        template: as in `Evaluation`; it is `UNKNOWN_TEMPLATE` where nothing beside the file says it.
     """
 
     path: Path
@@ -35,7 +35,7 @@ def find_answers(target: Target, options: Options, benchmark: str, prompts: Path
         ValueError, OSError: for what the user can mend.
     """
     if target.answers is not None:
-        return Answers(target.answers, target.made.get("template_of", UNKNOWN_TEMPLATE))
+        return Answers(target.answers, target.made.get("template_of") or UNKNOWN_TEMPLATE)
     from accelerate import PartialState
 
     from orpo_trl.generate.run import generate_answers  # loads torch

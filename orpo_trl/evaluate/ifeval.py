@@ -121,7 +121,7 @@ def _score(target: Target, answers: Path, options: Options, task: Any, source: d
     settings = {**source, **recorded, "max_new_tokens": identity.get("max_new_tokens")}
     return Evaluation(
         benchmark="ifeval", model=model.name if model.is_absolute() else str(model), figures=figures(scores),
-        asked=len(items), answered=len(scores), template=made.get("template_of", UNKNOWN_TEMPLATE), shots=0,
+        asked=len(items), answered=len(scores), template=made.get("template_of") or UNKNOWN_TEMPLATE, shots=0,
         judge=None, limit=options.limit, settings=settings,
         versions=installed_versions(PACKAGES), date=now(),
         notes=[f"Without an answer, and left out: {missing:,} of the prompts."] if missing else [],

@@ -15,7 +15,7 @@ from orpo_trl.evaluate.answers import find_answers, rows_with
 from orpo_trl.evaluate.judge import Judge, endpoint_of, judge_all, missing_note, path_of
 from orpo_trl.evaluate.mt_bench_prompts import OWN, WITH_REFERENCE, JudgePrompts, read_fastchat
 from orpo_trl.evaluate.options import Options, Target
-from orpo_trl.evaluations import Evaluation, Figure
+from orpo_trl.evaluations import UNKNOWN_TEMPLATE, Evaluation, Figure
 from orpo_trl.generate.benchmarks import data_of
 from orpo_trl.run_folder import now
 from orpo_trl.versions import installed_versions
@@ -65,7 +65,7 @@ def evaluate_mt_bench(target: Target, options: Options) -> Evaluation | None:
     categories, questions = _questions(path, options.limit)
     turns = [_Turn(question, category, turn) for question, category in categories.items() for turn in _TURNS]
     if options.annotations is not None:
-        return _evaluation(target, options, turns, _stored(options.annotations, turns), "unknown")
+        return _evaluation(target, options, turns, _stored(options.annotations, turns), UNKNOWN_TEMPLATE)
     answers = find_answers(target, options, "mt_bench", path)
     if answers is None:
         return None

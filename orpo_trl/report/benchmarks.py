@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from orpo_trl.evaluations import Figure
+from orpo_trl.evaluations import UNKNOWN_TEMPLATE, Evaluation, Figure
 from orpo_trl.metrics import MARGIN, METRICS
 from orpo_trl.report.text import shorten
 
@@ -114,6 +114,13 @@ def value_text(benchmark: str, figure: Figure) -> str:
     if figure.low is not None and figure.high is not None:
         return f"{text} [{number_text(figure.low, digits)}, {number_text(figure.high, digits)}]"
     return text if figure.stderr is None else f"{text} ± {number_text(figure.stderr, digits)}"
+
+
+def template_text(evaluation: Evaluation) -> str:
+    """What rendered the prompts of an evaluation."""
+    if evaluation.template == UNKNOWN_TEMPLATE:
+        return "template not recorded"
+    return evaluation.template or "no template"
 
 
 def number_text(value: float, digits: int) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from orpo_trl.evaluations import Evaluation
 from orpo_trl.evaluations import Figure as Measured
 from orpo_trl.published import Published, differences, published_figures
-from orpo_trl.report.benchmarks import column, in_order, label, number_text, place, shown, value_text
+from orpo_trl.report.benchmarks import column, in_order, label, number_text, place, shown, template_text, value_text
 from orpo_trl.report.run import Run
 from orpo_trl.report.tables import Table
 from orpo_trl.report.text import NOTHING, shorten, show
@@ -148,7 +148,7 @@ def _note(group: _Group, is_alone: bool) -> str:
     made = [f"{group.one.answered:,} items answered"]
     made += [f"{group.one.shots} examples in the prompt"] if group.one.shots is not None else []
     made += [f"judged by {group.one.judge}"] if group.one.judge else []
-    return shorten("; ".join([*made, group.one.template or "no template"]), 600)
+    return shorten("; ".join([*made, template_text(group.one)]), 600)
 
 
 def _remarks(runs: Sequence[Run], beside: Sequence[Published]) -> Iterator[str]:

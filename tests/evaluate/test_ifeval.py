@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from orpo_trl.cli import main
 from orpo_trl.evaluate.ifeval import figures
 from orpo_trl.evaluate.tasks import task_manager
-from orpo_trl.evaluations import read_evaluations
+from orpo_trl.evaluations import UNKNOWN_TEMPLATE, read_evaluations
 
 ITEMS = [
     {"key": 1, "prompt": "Say it without commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
@@ -73,7 +73,7 @@ def test_stored_answers_are_scored_without_a_model(punkt, files, tmp_path):
         "prompt_strict": 3, "instruction_strict": 5, "prompt_loose": 3, "instruction_loose": 5
     }  # fmt: skip
     assert (found.benchmark, found.asked, found.answered, found.shots) == ("ifeval", 3, 3, 0)
-    assert found.template == "unknown"  # nobody recorded it
+    assert found.template == UNKNOWN_TEMPLATE  # nobody recorded it
     assert found.settings["data"] == {"train": ["items.jsonl"]}
     assert {"orpo-trl", "lm_eval", "langdetect", "nltk"} <= set(found.versions)
     shown = result.stdout.splitlines()

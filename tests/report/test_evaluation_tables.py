@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.evaluations import evaluation, measured, mt_bench, preferences
-from support.run_folders import Page, history, write_run
+from support.run_folders import Page, write_run
 
 from orpo_trl.evaluations import Evaluation, Figure, write_evaluation
 from orpo_trl.report.evaluations import compare, parts
@@ -20,7 +20,7 @@ IFEVAL = {"prompt_strict": {"value": 0.49, "stderr": 0.0215}, "instruction_stric
 
 
 def make_run(*evaluations, name="run"):
-    return Run(Path(name), name, history(), evaluations=list(evaluations))
+    return Run(Path(name), name, [], evaluations=list(evaluations))
 
 
 def rows(comparison):
@@ -121,7 +121,7 @@ def test_nothing_that_an_evaluation_says_becomes_part_of_the_page():
     assert "e.vil" not in "".join(str(attributes.get("src", "")) for _, attributes in evil.elements)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     text=st.text(max_size=80),
     value=st.floats(allow_nan=False, allow_infinity=False),
