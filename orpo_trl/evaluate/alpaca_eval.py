@@ -237,10 +237,10 @@ def _evaluation(
 
 def _figures(rows: list[dict], asked: _Version, notes: list[str]) -> dict[str, Figure]:
     """Figures of annotations in the official order; what is left out is added to `notes`."""
-    import pandas
     from alpaca_eval.metrics import get_length_controlled_winrate, get_winrate
+    from alpaca_eval.utils import convert_to_dataframe
 
-    frame = pandas.DataFrame(rows)
+    frame = convert_to_dataframe(rows)
     frame["preference"] = frame["preference"].astype(float)
     found = get_winrate(frame)
     count = int(found["n_total"])
