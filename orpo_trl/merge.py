@@ -34,7 +34,7 @@ from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.plain_files import new_folder
 from orpo_trl.printable import printable
 from orpo_trl.scoring.models import adapter_config_file, base_of, require_files, require_model
-from orpo_trl.upstream import MISSING_ADAPTER_KEYS
+from orpo_trl.upstream import MISSING_ADAPTER_KEYS, is_write_error
 from orpo_trl.weights import refuse_pickled_adapter
 
 # How far rounding moves a mean token log-probability, as a share of it or, below 1, as it is. Each layer rounds what it
@@ -126,9 +126,13 @@ def merge_adapter(
         merged = _merge(model, dtypes)
         del model
         _settle_generation(merged, tokenizer)
-        with naming("weights", str(output)):
+        try:
             merged.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+        except Exception as error:
+            if not is_write_error(error):
+                raise
+            raise OSError(f"{output}: the model could not be written: {error}") from error
         write_merged_card(folder, model_name=output.name, adapter=adapter, base_model=base)
         of_type = merged.dtype
         del merged  # two models at a time would take twice the memory
@@ -231,8 +235,8 @@ def _pairs(tokenizer: PreTrainedTokenizerBase, data: str | None, split: str, con
             [dict(zip(("prompt", "chosen", "rejected"), text, strict=True)) for text in _TEXTS]
         )
         return prepare_pairs(rows, tokenizer, PairRules(), "built-in")[0]
-    rows, _ = load_pairs(DataArguments(dataset_name=data, dataset_train_split=split), with_test=False)
-    pairs, report = prepare_pairs(rows, tokenizer, PairRules(max_length=limit), split)
+    rows = load_pairs(DataArguments(dataset_name=data, dataset_train_split=split), with_test=False)[0]
+    pairs, report = prepare_pairs(cast(Dataset, rows), tokenizer, PairRules(max_length=limit), split)
     _say(str(report))
     return pairs
 
