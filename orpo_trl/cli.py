@@ -345,17 +345,10 @@ def generate(model: str, prompts: str, output: Path, **options: Any) -> None:
       orpo-trl generate outputs/adapter questions.txt -o answers.jsonl --against mistralai/Mistral-7B-v0.1
       orpo-trl generate beta ifeval -o beta.jsonl --endpoint http://localhost:8000/v1 --workers 64
     """
-    from orpo_trl.exit_codes import TRY_AGAIN
     from orpo_trl.generate.command import run_generate
-    from orpo_trl.generate.run import Unanswered
 
-    try:
-        for text in run_generate(model, prompts, output, **options):
-            answer(text)
-    except Unanswered as error:
-        failure = Failure(printable(str(error)))
-        failure.exit_code = TRY_AGAIN
-        raise failure from error
+    for text in run_generate(model, prompts, output, **options):
+        answer(text)
 
 
 @main.command()
@@ -452,7 +445,8 @@ def evaluate(target: str, benchmark: str | None, **options: Any) -> None:
     TARGET is a Hub id, the folder of a model, an adapter or a run, or a file of answers that `generate` has written.
     BENCHMARK is ifeval, open_llm (arc_challenge, hellaswag, mmlu, truthfulqa_mc2, winogrande, gsm8k), preferences,
     alpaca_eval (version 2), alpaca_eval_1, mt_bench, or any task of lm-eval by its name. Default: all that need no
-    judge. The figures are printed, and written with every setting and version to evaluations/NAME.json.
+    judge. The figures are printed, and written with every setting and version to evaluations/NAME.json. On several
+    GPUs: `accelerate launch $(which orpo-trl) evaluate ...`.
 
     A judge costs money: what it will cost is shown first. Its replies are kept beside the evaluation, and the same
     command goes on after a kill, or where verdicts are missing (exit status 75).

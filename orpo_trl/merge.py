@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
+import datasets
 import torch
 from datasets import Dataset
 from torch import nn
@@ -32,9 +33,9 @@ from orpo_trl.pairs.prepare import prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.plain_files import new_folder
 from orpo_trl.printable import printable
-from orpo_trl.scoring.models import adapter_config_file, base_of, require_model
+from orpo_trl.scoring.models import adapter_config_file, base_of, require_files, require_model
 from orpo_trl.upstream import MISSING_ADAPTER_KEYS
-from orpo_trl.weights import refuse_pickled_adapter, refuse_pickles
+from orpo_trl.weights import refuse_pickled_adapter
 
 # How far rounding moves a mean token log-probability, as a share of it or, below 1, as it is. Each layer rounds what it
 # computes, so that this is more than one rounding of the type.
@@ -110,6 +111,7 @@ def merge_adapter(
         MergeError: where the merged model differs by more than rounding; no folder is left.
     """
     if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
         transformers_logging.disable_progress_bar()
     where = torch_device(device or "cpu")
     base = _base_to_load(adapter, base, trust_remote_code)
@@ -159,8 +161,8 @@ def compare(base: list[float], before: list[float], after: list[float], dtype: t
 def describe(found: Comparison, output: Path, dtype: str) -> str:
     """What the check has found, and what to do next, as text for people."""
     lines = [
-        f"Log-probabilities of {found.responses:,} responses: the adapter changes them by up to {found.effect:.4f}, the "
-        f"merge by up to {found.difference:.1g} (rounding explains {found.allowed:.1g})."
+        f"Log-probabilities of {found.responses:,} responses: the adapter changes them by up to {found.effect:.4f}, "
+        f"the merge by up to {found.difference:.1g} (rounding explains {found.allowed:.1g})."
     ]
     if found.effect <= found.allowed:
         lines.append(
@@ -176,7 +178,7 @@ def describe(found: Comparison, output: Path, dtype: str) -> str:
 
 def _base_to_load(adapter: str, given: str | None, trust_remote_code: bool) -> str:
     """The base model, of which config, adapter and remote code are looked at before any weights are loaded."""
-    refuse_pickles(adapter)
+    require_files(adapter)
     arguments = ModelArguments(model_name_or_path=adapter)
     try:
         file = adapter_config_file(arguments)
@@ -225,7 +227,9 @@ def _pairs(tokenizer: PreTrainedTokenizerBase, data: str | None, split: str, con
     """Prepared pairs to compare over, cut to what the model reads."""
     limit = min(getattr(config.get_text_config(), "max_position_embeddings", None) or _MAX_LENGTH, _MAX_LENGTH)
     if data is None:
-        rows: Any = Dataset.from_list([dict(zip(("prompt", "chosen", "rejected"), text, strict=True)) for text in _TEXTS])
+        rows: Any = Dataset.from_list(
+            [dict(zip(("prompt", "chosen", "rejected"), text, strict=True)) for text in _TEXTS]
+        )
         return prepare_pairs(rows, tokenizer, PairRules(), "built-in")[0]
     rows, _ = load_pairs(DataArguments(dataset_name=data, dataset_train_split=split), with_test=False)
     pairs, report = prepare_pairs(rows, tokenizer, PairRules(max_length=limit), split)
@@ -247,8 +251,8 @@ def _load(
             base, dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=trusted
         )
         if _quantisation(model.config):
-            model = model.dequantize()
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:  # tokens that training has added
+            model = cast(PreTrainedModel, model.dequantize())
+    if len(tokenizer) > cast(Any, model.get_input_embeddings()).weight.shape[0]:  # tokens that training has added
         model.resize_token_embeddings(len(tokenizer))
     dtypes = {name: weight.dtype for name, weight in model.named_parameters()}
     with naming("adapter", adapter), warnings.catch_warnings():
@@ -256,7 +260,7 @@ def _load(
         try:
             loaded = PeftModelForCausalLM.from_pretrained(model, adapter)
         except UserWarning as error:
-            raise ValueError(f"The adapter {adapter!r} has not all of its weights. {str(error):.300}") from error
+            raise ValueError(f"The adapter {adapter!r} has not all of its weights. {error!s:.300}") from error
     if loaded.active_peft_config.is_prompt_learning:
         kind = type(loaded.active_peft_config).__name__
         raise ValueError(f"{adapter!r} puts virtual tokens before the prompt ({kind}), which no weights can stand for.")
@@ -282,7 +286,8 @@ def _merge(model: Any, dtypes: dict[str, torch.dtype]) -> PreTrainedModel:
 def _settle_tying(model: PreTrainedModel) -> None:
     """Embeddings and LM head that training has made different are no longer tied: the config must say so, because
     loading would throw one of them away."""
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    embeddings: Any = model.get_input_embeddings()
     text_config: Any = model.config.get_text_config()
     if head is None or not text_config.tie_word_embeddings or torch.equal(head.weight, embeddings.weight):
         return

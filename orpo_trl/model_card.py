@@ -135,7 +135,7 @@ def write_merged_card(folder: Path, *, model_name: str, adapter: str, base_model
         base_model: Hub id or folder of the base model.
     """
     own = _card_of(adapter)
-    facts = own.data.to_dict() if own else _license(base_model)
+    facts: dict[str, Any] = own.data.to_dict() if own else _license(base_model)
     left_out = ("base_model", "library_name", "model_name", "base_model_relation")
     facts = {key: value for key, value in facts.items() if key not in left_out}
     facts["tags"] = [tag for tag in facts.get("tags") or [] if not tag.startswith(("base_model:", "lora", "peft"))]

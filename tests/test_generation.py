@@ -3,6 +3,7 @@
 import pytest
 import torch
 from support.small import tiny_model
+from tokenizers.processors import TemplateProcessing
 
 from orpo_trl.generation import generate_batch, stop_token_ids
 from orpo_trl.pairs.rendering import render_turns
@@ -22,6 +23,8 @@ CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_e
 @pytest.mark.parametrize("writes_bos", [False, True])
 @pytest.mark.parametrize("turns", [TURNS[:1], TURNS], ids=len)
 def test_a_prompt_begins_with_one_bos_whether_the_template_writes_it_or_not(template, writes_bos, turns, tokenizer):
+    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
     tokenizer.chat_template = ("{{- bos_token -}}" if writes_bos else "") + template.read_text()
     (ids,) = prompt_ids([render_turns(turns, tokenizer, add_generation_prompt=True)], tokenizer)
     assert ids[0] == tokenizer.bos_token_id
@@ -29,7 +32,6 @@ def test_a_prompt_begins_with_one_bos_whether_the_template_writes_it_or_not(temp
 
 
 def test_a_tokenizer_without_a_bos_adds_none(tokenizer):
-    tokenizer.backend_tokenizer.post_processor = None
     text = render_turns(TURNS[:1], tokenizer, add_generation_prompt=True)
     assert prompt_ids([text], tokenizer) == [tokenizer.encode(text, add_special_tokens=False)]
 

@@ -101,6 +101,7 @@ def test_evaluation_made_like_the_published_one_stands_beside_it(benchmark):
         ("ifeval", {"template": "zep.jinja"}, "template: zep.jinja, not the chat template of the model"),
         ("ifeval", {"shots": 5}, "5 examples in the prompt, not 0"),
         ("ifeval", {"answered": 60, "limit": 60}, "60 items answered, not 541"),
+        ("ifeval", {"settings": {"max_new_tokens": 256}}, "max new tokens: 256, not 1280"),
         ("arc_challenge", {"shots": 0}, "0 examples in the prompt, not 25"),
         ("arc_challenge", {"template": OWN_TEMPLATE}, "with a chat template, not without one"),
     ],

@@ -20,10 +20,10 @@ from pathlib import Path
 from orpo_trl.commands import Unfinished
 from orpo_trl.evaluate.judge import GOES_ON
 from orpo_trl.evaluate.options import Options, Target, find_target
-from orpo_trl.evaluations import Evaluation, write_evaluation
+from orpo_trl.evaluations import Evaluation, Figure, write_evaluation
 from orpo_trl.printable import printable
 from orpo_trl.published import Published, differences, published_figures
-from orpo_trl.report.benchmarks import in_order, label, number_text, shown, value_text
+from orpo_trl.report.benchmarks import column, in_order, label, number_text, shown, value_text
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,10 @@ _TASK = Benchmark("harness", "evaluate_task")
 # The tasks of the Open LLM Leaderboard, version 1, in the order of the paper's table.
 OPEN_LLM = ("arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc2", "winogrande", "gsm8k")
 BENCHMARKS = {
+    # First: the model that the tasks of lm-eval share stays in memory.
+    "preferences": Benchmark("preferences", "evaluate_preferences"),
     "ifeval": Benchmark("ifeval", "evaluate_ifeval", takes_answers=True),
     **dict.fromkeys(OPEN_LLM, _TASK),
-    "preferences": Benchmark("preferences", "evaluate_preferences"),
     "alpaca_eval": Benchmark("alpaca_eval", "evaluate_alpaca_eval", has_judge=True, takes_answers=True),
     "alpaca_eval_1": Benchmark("alpaca_eval", "evaluate_alpaca_eval", has_judge=True, takes_answers=True),
     "mt_bench": Benchmark("mt_bench", "evaluate_mt_bench", has_judge=True, takes_answers=True),
@@ -143,13 +144,13 @@ def _known(takes_answers: bool) -> str:
 
 
 def _is_task(name: str) -> bool:
-    from orpo_trl.evaluate.harness import task_names
+    from orpo_trl.evaluate.tasks import task_names
 
     return name in task_names()
 
 
 def _unknown(name: str) -> str:
-    from orpo_trl.evaluate.harness import task_names
+    from orpo_trl.evaluate.tasks import task_names
 
     own = [*BENCHMARKS, *GROUPS]
     close = get_close_matches(name, own, n=3) or get_close_matches(name, task_names(), n=3)
@@ -175,15 +176,33 @@ def table(evaluation: Evaluation) -> str:
             if figure.figure == name and not words
         ]
         lines.append(f"{line}   published: {', '.join(beside)}" if beside else line)
+    for kind, groups in evaluation.groups.items():
+        lines += _group_lines(benchmark, kind, groups)
     notes = [*evaluation.notes, *_remarks(published, differing)]
     return "\n".join([*lines, *(f"  {note}" for note in notes)])
+
+
+def _group_lines(benchmark: str, kind: str, groups: dict[str, dict[str, Figure]]) -> list[str]:
+    """The values of one kind of groups, a line per group."""
+    names = in_order(benchmark, {name: figure for figures in groups.values() for name, figure in figures.items()})
+    heads = [column(benchmark, name) for name in names]
+    width = max(len(group) for group in (kind, *groups))
+    lines = [f"  {kind:<{width}}  {'items':>6}" + "".join(f"  {head:>7}" for head in heads)]
+    for group, figures in groups.items():
+        count = next((figure.n for figure in figures.values() if figure.n is not None), "")
+        numbers = [
+            number_text(figures[name].value, shown(benchmark).digits) if name in figures else "" for name in names
+        ]
+        cells = (f"  {number:>{max(7, len(head))}}" for number, head in zip(numbers, heads, strict=True))
+        lines.append(f"  {group:<{width}}  {count:>6}" + "".join(cells))
+    return lines
 
 
 def _title(evaluation: Evaluation) -> str:
     parts = [f"{evaluation.answered:,} of {evaluation.asked:,} items"]
     parts += [f"the first {evaluation.limit} alone"] if evaluation.limit else []
     parts += [f"{evaluation.shots} shots"] if evaluation.shots is not None else []
-    parts += [evaluation.template or "no template"]
+    parts += [f"template: {evaluation.template or 'none'}"]
     parts += [f"judge {evaluation.judge}"] if evaluation.judge else []
     return f"{shown(evaluation.benchmark).title} of {evaluation.model} ({', '.join(parts)})"
 

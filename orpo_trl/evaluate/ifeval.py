@@ -12,9 +12,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from orpo_trl.evaluate.harness import PACKAGES, evaluation_of, load_tasks, run_tasks
+from orpo_trl.evaluate.harness import PACKAGES, evaluation_of, run_tasks
 from orpo_trl.evaluate.items import digest
 from orpo_trl.evaluate.options import Options, Target
+from orpo_trl.evaluate.tasks import load_tasks
 from orpo_trl.evaluations import OWN_TEMPLATE, UNKNOWN_TEMPLATE, Evaluation, Figure
 from orpo_trl.run_folder import now, read_lines
 from orpo_trl.versions import installed_versions
@@ -115,10 +116,12 @@ def _score(target: Target, answers: Path, options: Options, task: Any, source: d
     missing = len(items) - len(scores)
     made = target.made
     identity = made.get("identity", {})
+    recorded = {"answers": identity, "answers_sha256": digest([answers])}
+    settings = {**source, **recorded, "max_new_tokens": identity.get("max_new_tokens")}
     return Evaluation(
         benchmark="ifeval", model=str(identity.get("model") or target.name), figures=figures(scores),
         asked=len(items), answered=len(scores), template=made.get("template_of") or UNKNOWN_TEMPLATE, shots=0,
-        judge=None, limit=options.limit, settings={**source, "answers": identity, "answers_sha256": digest([answers])},
+        judge=None, limit=options.limit, settings=settings,
         versions=installed_versions(PACKAGES), date=now(),
         notes=[f"Without an answer, and left out: {missing:,} of the prompts."] if missing else [],
     )  # fmt: skip

@@ -113,7 +113,7 @@ class Target:
         Raises:
             ValueError: where the record is damaged.
         """
-        from orpo_trl.generate.run import settings_file
+        from orpo_trl.generate.benchmarks import settings_file
 
         path = None if self.answers is None else settings_file(self.answers)
         if path is None or not path.is_file():

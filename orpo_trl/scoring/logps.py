@@ -67,7 +67,7 @@ def prepare_model(model: torch.nn.Module, pair_layout: str = "auto") -> str:
     if hasattr(language_model.get_output_embeddings(), "base_layer"):
         raise ValueError(
             "An adapter is on the model's LM head, whose weight is read without it. Merge the adapter into the model "
-            "first: `model.merge_and_unload()` of peft."
+            "first: `orpo-trl merge`, or `model.merge_and_unload()` of peft."
         )
     layout, reason = choose_layout(language_model, pair_layout)
     if reason:

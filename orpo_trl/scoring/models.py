@@ -20,9 +20,7 @@ def require_model(arguments: ModelArguments, trust_remote_code: bool = False) ->
         ValueError: if there is no such model, or if it is an adapter and peft is not installed.
     """
     name = model_name(arguments)
-    if name.startswith((".", "/")) and not Path(name).exists():
-        raise ValueError(f"The model {name!r} does not exist (looked for {Path(name).resolve()}).")
-    refuse_pickles(name)
+    require_files(name)
     try:
         adapter = adapter_config_file(arguments)
         if adapter is not None:
@@ -33,6 +31,17 @@ def require_model(arguments: ModelArguments, trust_remote_code: bool = False) ->
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"The model {name!r} could not be loaded: {error}") from error
+
+
+def require_files(name: str) -> None:
+    """Looks at the files of a model or an adapter, where the name is one of a folder.
+
+    Raises:
+        ValueError: if there is no such folder, or its weights are no safetensors.
+    """
+    if name.startswith((".", "/")) and not Path(name).exists():
+        raise ValueError(f"The model {name!r} does not exist (looked for {Path(name).resolve()}).")
+    refuse_pickles(name)
 
 
 def load_model(arguments: ModelArguments, device: torch.device, trust_remote_code: bool = False) -> torch.nn.Module:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from orpo_trl.attention import without_adapter
@@ -23,6 +23,7 @@ from orpo_trl.batch import PairCollator
 from orpo_trl.config import DataArguments, ModelArguments
 from orpo_trl.devices import torch_device
 from orpo_trl.metrics import METRICS
+from orpo_trl.model import model_name
 from orpo_trl.pairs.load import load_pairs
 from orpo_trl.pairs.prepare import pair_lengths, prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
@@ -94,25 +95,45 @@ def run_logps(
     prepared, report = prepare_pairs(rows, encoder, PairRules(**rules), split, on_malformed, on_unrendered)
     pairs = cast(Dataset, prepared)  # as only `dataset_streaming` makes streams
     print(printable(str(report)), file=sys.stderr)
-    loaded = load_model(model_args, where, trust_remote_code)
-    if is_remote_code(without_adapter(loaded)) or is_remote_code(encoder):
-        print(printable(f"Code of {model} was run (--trust_remote_code)."), file=sys.stderr)
-    _check_fits(pairs, cast(PreTrainedModel, loaded).config.get_text_config())
-    padding = cast(int, encoder.eos_token_id if encoder.pad_token_id is None else encoder.pad_token_id)
-    # Prompts are not scored, so that a GPU's head leaves them out.
-    collator = PairCollator(padding, nll_scope="completion", layout=prepare_model(loaded, pair_layout))
-    start = time.perf_counter()
-    try:
-        records = score_pairs(loaded, pairs, collator, max_tokens)
-    except torch.OutOfMemoryError as error:
-        raise ValueError(f"--max_tokens {max_tokens}: out of memory on {where}, set fewer. {error}") from error
-    seconds = time.perf_counter() - start
+    records, seconds = load_and_score(model_args, encoder, pairs, where, pair_layout, max_tokens, trust_remote_code)
     if output is not None:
         write_records(records, output)
     print(summary(records), file=sys.stderr)
     tokens = sum(pairs["length"])
     print(f"time: {seconds:.1f} s, {tokens / seconds:,.0f} unique tokens/s on {where}", file=sys.stderr)
     return records
+
+
+def load_and_score(
+    model_args: ModelArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Dataset,
+    device: torch.device,
+    pair_layout: str = "auto",
+    max_tokens: int = 8192,
+    trust_remote_code: bool = False,
+) -> tuple[list[dict[str, Any]], float]:
+    """Records of prepared pairs, as `score_pairs` makes them, and the seconds that scoring took without loading.
+
+    Args:
+        tokenizer: has made the pairs.
+        model_args, device, pair_layout, max_tokens, trust_remote_code: as in `run_logps`.
+
+    Raises:
+        ValueError, OSError: for what the user can fix.
+    """
+    loaded = load_model(model_args, device, trust_remote_code)
+    if is_remote_code(without_adapter(loaded)) or is_remote_code(tokenizer):
+        print(printable(f"Code of {model_name(model_args)} was run (--trust_remote_code)."), file=sys.stderr)
+    _check_fits(pairs, cast(PreTrainedModel, loaded).config.get_text_config())
+    padding = cast(int, tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+    # Prompts are not scored, so that a GPU's head leaves them out.
+    collator = PairCollator(padding, nll_scope="completion", layout=prepare_model(loaded, pair_layout))
+    start = time.perf_counter()
+    try:
+        return score_pairs(loaded, pairs, collator, max_tokens), time.perf_counter() - start
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"--max_tokens {max_tokens}: out of memory on {device}, set fewer. {error}") from error
 
 
 def json_lines(records: list[dict[str, Any]]) -> Iterator[str]:

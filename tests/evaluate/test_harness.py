@@ -1,7 +1,6 @@
-"""Tasks of lm-eval on files of a few rows, shaped as the Hub's, with a tiny model: shots and metrics of the leaderboard."""
+"""Tasks of lm-eval on a few rows, shaped as the Hub's, with a tiny model: shots and metrics of the leaderboard."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -11,7 +10,7 @@ from support.small import REPOSITORY, WORDS, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orpo_trl.cli import main
-from orpo_trl.evaluate.harness import LEADERBOARD
+from orpo_trl.evaluate.tasks import LEADERBOARD, task_manager
 from orpo_trl.evaluations import read_evaluations
 
 # "About" of the Open LLM Leaderboard, version 1.
@@ -227,12 +226,45 @@ def test_more_new_tokens_than_the_model_reads_are_refused_with_the_flag(model, l
     assert "--max_new_tokens" in result.stderr.strip().splitlines()[-1]
 
 
-def test_a_missing_lm_eval_is_told_in_one_line(model):
-    code = (
-        "import sys; sys.modules['lm_eval'] = None; from orpo_trl.cli import main;"
-        f"main(['evaluate', {str(model)!r}, 'gsm8k'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "pip install 'orpo-trl[eval]'" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_a_missing_lm_eval_is_told_in_one_line(model, monkeypatch):
+    task_manager.cache_clear()
+    monkeypatch.setitem(sys.modules, "lm_eval", None)  # an import of it fails
+    result = evaluate(model, "gsm8k")
+    assert result.exit_code == 2
+    assert "pip install 'orpo-trl[eval]'" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_an_adapter_is_measured_with_its_weights(model, leaderboard, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    base = AutoModelForCausalLM.from_pretrained(model)
+    adapted = get_peft_model(base, LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    adapted.peft_config["default"].base_model_name_or_path = str(model)
+    adapted.save_pretrained(tmp_path / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    tokenizer.save_pretrained(tmp_path / "merged")
+    values = []
+    for folder in (model, tmp_path / "merged", tmp_path / "adapter"):
+        result = evaluate(folder, "truthfulqa_mc2", "--data", leaderboard, "--output", tmp_path)
+        assert result.exit_code == 0, result.output
+        values.append(read_evaluations(tmp_path)[0].figures["acc"].value)
+    plain, merged, adapter = values
+    assert adapter == pytest.approx(merged, abs=1e-5)
+    assert abs(adapter - plain) > 1e-3
+
+
+def test_a_model_of_pickles_is_refused(model, leaderboard, tmp_path):
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    for path in model.iterdir():
+        if path.suffix != ".safetensors":
+            (folder / path.name).write_bytes(path.read_bytes())
+    torch.save({}, folder / "pytorch_model.bin")
+    result = evaluate(folder, "truthfulqa_mc2", "--data", leaderboard)
+    assert result.exit_code == 2
+    assert "safetensors" in result.stderr

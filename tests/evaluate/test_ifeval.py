@@ -3,7 +3,6 @@
 import json
 import math
 import random
-import subprocess
 import sys
 from statistics import pstdev
 
@@ -12,6 +11,7 @@ from click.testing import CliRunner
 
 from orpo_trl.cli import main
 from orpo_trl.evaluate.ifeval import figures
+from orpo_trl.evaluate.tasks import task_manager
 from orpo_trl.evaluations import UNKNOWN_TEMPLATE, read_evaluations
 
 ITEMS = [
@@ -80,7 +80,7 @@ def test_stored_answers_are_scored_without_a_model(punkt, files, tmp_path):
     assert shown[0].startswith("IFEval of answers (3 of 3 items")
     assert "0.4000" in "\n".join(shown)
     assert "published: " not in result.stdout
-    assert "3 items answered, not 541" in result.stdout
+    assert "the template of the answers is not recorded; 3 items answered, not 541" in result.stdout
 
 
 def test_what_generate_recorded_names_model_and_template(punkt, files, tmp_path):
@@ -145,16 +145,14 @@ def test_data_that_cannot_be_reached_is_told_in_one_line_with_the_way_out(punkt,
 
 
 @pytest.mark.parametrize("package", ["lm_eval", "langdetect"])
-def test_a_missing_package_is_told_in_one_line(package, files):
-    code = (
-        f"import sys; sys.modules[{package!r}] = None; import nltk; nltk.data.find = str;"
-        f"from orpo_trl.cli import main; main(['evaluate', {str(files[0])!r}, 'ifeval', '--data', {str(files[1])!r}])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "pip install 'orpo-trl[eval]'" in done.stderr
-    assert package in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_a_missing_package_is_told_in_one_line(package, punkt, files, monkeypatch):
+    task_manager.cache_clear()
+    monkeypatch.setitem(sys.modules, package, None)  # an import of it fails
+    result = evaluate(files[0], "ifeval", "--data", files[1])
+    assert result.exit_code == 2
+    assert "pip install 'orpo-trl[eval]'" in result.stderr
+    assert package in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 # ---- Standard errors -------------------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def test_without_a_terminal_nothing_is_sent_unless_it_is_said(tmp_path, capsys):
     with JudgeServer(grade) as server, pytest.raises(ValueError, match=r"Nothing was sent: .* --yes"):
         judge_all(conversations(3), judge(server, yes=False, price=(1000.0, 0.0)), tmp_path / "kept.jsonl")
     assert not server.asked
-    assert "3 judgements by my-judge: about 24 tokens of prompts, 3 of replies, 0.02 USD." in capsys.readouterr().err
+    assert "3 judgements by my-judge: about 23 tokens of prompts, 3 of replies, 0.02 USD." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("typed", "status"), [("y\n", 0), ("n\n", 1), ("\n", 1)])

@@ -10,9 +10,10 @@ import torch
 from support.hostile_server import HostileServer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from orpo_trl.commands import Unfinished
 from orpo_trl.generate.benchmarks import settings_file
 from orpo_trl.generate.engines import LocalModel
-from orpo_trl.generate.run import Unanswered, generate_answers
+from orpo_trl.generate.run import generate_answers
 
 QUESTIONS = [
     {
@@ -194,7 +195,7 @@ def test_what_a_server_does_not_answer_is_named_and_asked_again_alone(questions,
 
     with Refusing() as server:
         options = {"device": None, "endpoint": server.url, "limit": 8}
-        with pytest.raises(Unanswered, match=r"1 of 8 prompts have no answer.* Prompt 4: .*'served'.*refused"):
+        with pytest.raises(Unfinished, match=r"1 of 8 prompts have no answer.* Prompt 4: .*'served'.*refused"):
             generated("served", questions, tmp_path / "a.jsonl", **options)
         server.refused = ""
         assert len(generated("served", questions, tmp_path / "a.jsonl", **options)) == 8

@@ -16,7 +16,7 @@ MADE: dict[str, dict[str, Any]] = {
         "answered": 160,
         "settings": {"judge_prompts": "FastChat"},
     },
-    "ifeval": {"template": OWN_TEMPLATE, "shots": 0, "answered": 541},
+    "ifeval": {"template": OWN_TEMPLATE, "shots": 0, "answered": 541, "settings": {"max_new_tokens": 1280}},
     "arc_challenge": {"shots": 25, "answered": 1172},
     "hellaswag": {"shots": 10, "answered": 10042},
     "truthfulqa_mc2": {"shots": 0, "answered": 817},
