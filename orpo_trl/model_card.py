@@ -165,12 +165,13 @@ def refresh_card(folder: Path) -> bool:
     """
     path = folder / CARD
     text = read_text(path) if path.is_file() else ""
-    before, begin, rest = text.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
+    body = text.find("\n---", 3) if text.startswith("---") else 0  # behind the front matter, which may quote the marks
+    begin = text.find(_BEGIN, max(body, 0))
+    end = text.find(_END, begin)
+    if begin < 0 or end < 0:
         return False
     evaluations = read_evaluations(folder)
-    text = f"{before}{_evaluation_block(evaluations)}{after}"
+    text = f"{text[:begin]}{_evaluation_block(evaluations)}{text[end + len(_END) :]}"
     try:
         text = _with_results(text, _results(evaluations), folder.resolve().name)
     except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:  # edited by hand
