@@ -117,7 +117,8 @@ def merge_adapter(
     base = _base_to_load(adapter, base, trust_remote_code)
     tokenizer = _load_tokenizer(adapter, base, trust_remote_code)
     with new_folder(output) as folder:
-        pairs = _pairs(tokenizer, data, split, load_config(base, trust_remote_code=trust_remote_code))
+        config = load_config(base, trust_remote_code=trust_remote_code)
+        pairs = _pairs(tokenizer, data, split, config)
         _say(f"Loading {base} and the adapter {adapter}")
         model, dtypes = _load(adapter, base, tokenizer, dtype, where, trust_remote_code)
         with model.disable_adapter():
@@ -127,7 +128,8 @@ def merge_adapter(
         del model
         _settle_generation(merged, tokenizer)
         try:
-            merged.save_pretrained(folder)
+            # The original format of unpacked weights is that of 4 bits, which is not made again.
+            merged.save_pretrained(folder, save_original_format=not _quantisation(config))
             tokenizer.save_pretrained(folder)
         except Exception as error:
             if not is_write_error(error):

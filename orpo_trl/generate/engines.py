@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation.streamers import BaseStreamer
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from orpo_trl.attention import without_adapter
 from orpo_trl.callbacks.record import tokenizer_digest
@@ -148,7 +147,7 @@ class LocalModel:
         ]
 
     def generate(
-        self, ids: list[list[int]], samplings: list[Sampling], streamer: BaseStreamer | None = None
+        self, ids: list[list[int]], samplings: list[Sampling], streamer: TextStreamer | None = None
     ) -> list[torch.Tensor]:
         """Answers to a batch of prompts, as `generate_batch` returns them."""
         longest = max(map(len, ids))
