@@ -21,8 +21,8 @@ _PRICES = {
     "gpt-4o": (2.5, 10.0),
     "gpt-4.1": (2.0, 8.0),
 }
-# Where the judge's own tokens cannot be counted. What is sent about the answers of Mistral-ORPO-β has 4.1 characters per
-# token of Mistral in AlpacaEval, 3.9 in MT-Bench; these answers have 4.7 per token of GPT-4.
+# Where the judge's own tokens cannot be counted. What judges read of Mistral-ORPO-β has 4.1 characters per token of
+# Mistral in AlpacaEval, 3.9 in MT-Bench; its answers have 4.7 per token of GPT-4.
 _CHARACTERS_PER_TOKEN, _CHARACTERS_PER_TOKEN_OF_OPENAI = 4.0, 4.6
 # OpenAI's cookbook, "How to count tokens": what a chat adds for each message, and for the reply's start.
 _TOKENS_PER_MESSAGE, _TOKENS_OF_REPLY_START = 3, 3
