@@ -14,6 +14,9 @@ from orpo_trl.evaluate.ifeval import figures
 from orpo_trl.evaluate.tasks import task_manager
 from orpo_trl.evaluations import UNKNOWN_TEMPLATE, read_evaluations
 
+# lm-eval and alpaca_eval take long to import, and slow down all tests after them in their process.
+pytestmark = pytest.mark.slow
+
 ITEMS = [
     {"key": 1, "prompt": "Say it without commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
     {
