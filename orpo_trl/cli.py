@@ -345,17 +345,10 @@ def generate(model: str, prompts: str, output: Path, **options: Any) -> None:
       orpo-trl generate outputs/adapter questions.txt -o answers.jsonl --against mistralai/Mistral-7B-v0.1
       orpo-trl generate beta ifeval -o beta.jsonl --endpoint http://localhost:8000/v1 --workers 64
     """
-    from orpo_trl.exit_codes import TRY_AGAIN
     from orpo_trl.generate.command import run_generate
-    from orpo_trl.generate.run import Unanswered
 
-    try:
-        for text in run_generate(model, prompts, output, **options):
-            answer(text)
-    except Unanswered as error:
-        failure = Failure(printable(str(error)))
-        failure.exit_code = TRY_AGAIN
-        raise failure from error
+    for text in run_generate(model, prompts, output, **options):
+        answer(text)
 
 
 @main.command()

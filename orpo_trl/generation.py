@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase
-from transformers.generation.streamers import BaseStreamer
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase, TextStreamer
 
 from orpo_trl.pairs.rendering import render_turns
 from orpo_trl.pairs.row_errors import RowError
@@ -52,7 +51,7 @@ def generate_batch(
     pad_id: int,
     device: torch.device,
     processors: LogitsProcessorList | None = None,
-    streamer: BaseStreamer | None = None,
+    streamer: TextStreamer | None = None,
 ) -> list[torch.Tensor]:
     """The most likely tokens behind each prompt, after `processors` have changed the logits.
 

@@ -34,7 +34,7 @@ from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.plain_files import new_folder
 from orpo_trl.printable import printable
 from orpo_trl.scoring.models import adapter_config_file, base_of, require_files, require_model
-from orpo_trl.upstream import MISSING_ADAPTER_KEYS
+from orpo_trl.upstream import MISSING_ADAPTER_KEYS, is_write_error
 from orpo_trl.weights import refuse_pickled_adapter
 
 # How far rounding moves a mean token log-probability, as a share of it or, below 1, as it is. Each layer rounds what it
@@ -117,7 +117,8 @@ def merge_adapter(
     base = _base_to_load(adapter, base, trust_remote_code)
     tokenizer = _load_tokenizer(adapter, base, trust_remote_code)
     with new_folder(output) as folder:
-        pairs = _pairs(tokenizer, data, split, load_config(base, trust_remote_code=trust_remote_code))
+        config = load_config(base, trust_remote_code=trust_remote_code)
+        pairs = _pairs(tokenizer, data, split, config)
         _say(f"Loading {base} and the adapter {adapter}")
         model, dtypes = _load(adapter, base, tokenizer, dtype, where, trust_remote_code)
         with model.disable_adapter():
@@ -126,9 +127,14 @@ def merge_adapter(
         merged = _merge(model, dtypes)
         del model
         _settle_generation(merged, tokenizer)
-        with naming("weights", str(output)):
-            merged.save_pretrained(folder)
+        try:
+            # The original format of unpacked weights is that of 4 bits, which is not made again.
+            merged.save_pretrained(folder, save_original_format=not _quantisation(config))
             tokenizer.save_pretrained(folder)
+        except Exception as error:
+            if not is_write_error(error):
+                raise
+            raise OSError(f"{output}: the model could not be written: {error}") from error
         write_merged_card(folder, model_name=output.name, adapter=adapter, base_model=base)
         of_type = merged.dtype
         del merged  # two models at a time would take twice the memory
@@ -231,8 +237,8 @@ def _pairs(tokenizer: PreTrainedTokenizerBase, data: str | None, split: str, con
             [dict(zip(("prompt", "chosen", "rejected"), text, strict=True)) for text in _TEXTS]
         )
         return prepare_pairs(rows, tokenizer, PairRules(), "built-in")[0]
-    rows, _ = load_pairs(DataArguments(dataset_name=data, dataset_train_split=split), with_test=False)
-    pairs, report = prepare_pairs(rows, tokenizer, PairRules(max_length=limit), split)
+    rows = load_pairs(DataArguments(dataset_name=data, dataset_train_split=split), with_test=False)[0]
+    pairs, report = prepare_pairs(cast(Dataset, rows), tokenizer, PairRules(max_length=limit), split)
     _say(str(report))
     return pairs
 
@@ -251,8 +257,8 @@ def _load(
             base, dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=trusted
         )
         if _quantisation(model.config):
-            model = model.dequantize()
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:  # tokens that training has added
+            model = cast(PreTrainedModel, model.dequantize())
+    if len(tokenizer) > cast(Any, model.get_input_embeddings()).weight.shape[0]:  # tokens that training has added
         model.resize_token_embeddings(len(tokenizer))
     dtypes = {name: weight.dtype for name, weight in model.named_parameters()}
     with naming("adapter", adapter), warnings.catch_warnings():
@@ -286,7 +292,8 @@ def _merge(model: Any, dtypes: dict[str, torch.dtype]) -> PreTrainedModel:
 def _settle_tying(model: PreTrainedModel) -> None:
     """Embeddings and LM head that training has made different are no longer tied: the config must say so, because
     loading would throw one of them away."""
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    embeddings: Any = model.get_input_embeddings()
     text_config: Any = model.config.get_text_config()
     if head is None or not text_config.tie_word_embeddings or torch.equal(head.weight, embeddings.weight):
         return

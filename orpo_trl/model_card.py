@@ -135,7 +135,7 @@ def write_merged_card(folder: Path, *, model_name: str, adapter: str, base_model
         base_model: Hub id or folder of the base model.
     """
     own = _card_of(adapter)
-    facts = own.data.to_dict() if own else _license(base_model)
+    facts: dict[str, Any] = own.data.to_dict() if own else _license(base_model)
     left_out = ("base_model", "library_name", "model_name", "base_model_relation")
     facts = {key: value for key, value in facts.items() if key not in left_out}
     facts["tags"] = [tag for tag in facts.get("tags") or [] if not tag.startswith(("base_model:", "lora", "peft"))]
@@ -165,12 +165,13 @@ def refresh_card(folder: Path) -> bool:
     """
     path = folder / CARD
     text = read_text(path) if path.is_file() else ""
-    before, begin, rest = text.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
+    body = text.find("\n---", 3) if text.startswith("---") else 0  # behind the front matter, which may quote the marks
+    begin = text.find(_BEGIN, max(body, 0))
+    end = text.find(_END, begin)
+    if begin < 0 or end < 0:
         return False
     evaluations = read_evaluations(folder)
-    text = f"{before}{_evaluation_block(evaluations)}{after}"
+    text = f"{text[:begin]}{_evaluation_block(evaluations)}{text[end + len(_END) :]}"
     try:
         text = _with_results(text, _results(evaluations), folder.resolve().name)
     except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:  # edited by hand

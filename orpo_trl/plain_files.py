@@ -69,11 +69,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         path: must not exist, not even as a link; the folder above it must.
 
     Raises:
-        FileExistsError: naming `path`.
+        FileExistsError, FileNotFoundError: naming `path`, or the folder above it.
         OSError: where the folder above cannot be written to.
     """
     if os.path.lexists(path):
         raise FileExistsError(f"{path} exists already")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist")
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.mkdir()  # fails where there is anything of that name
     try:

@@ -82,7 +82,7 @@ def differences(evaluation: Evaluation, published: Published) -> list[str]:
     for key, value in published.settings.items():
         ours = evaluation.settings.get(key)
         if ours != value:
-            found.append(f"{key.replace('_', ' ')}: {'none' if ours is None else ours}, not {value}")
+            found.append(f"{key.replace('_', ' ')}: {'not recorded' if ours is None else ours}, not {value}")
     return found
 
 

@@ -240,15 +240,17 @@ def test_front_matter_that_cannot_be_read_is_left_as_it_is(tmp_path, caplog):
 
 
 def test_text_of_judges_and_tasks_is_no_markup_of_the_card(tmp_path):
-    evil = "x | <script>a()</script> <!-- evaluation: end --> [a](https://e.vil) \x1b[31m\n---\n# title"
+    marks = "<!-- evaluation: begin, made by orpo-trl --> <!-- evaluation: end -->"
+    evil = f"x | <script>a()</script> {marks} [a](https://e.vil) \x1b[31m\n---\n# title"
     plain = write_farm_card(tmp_path).read_text()
     write_evaluation(tmp_path, evaluation(evil, {evil: 0.5}, judge=evil, template=evil, notes=[evil]))
-    assert model_card.refresh_card(tmp_path)
+    for _ in range(2):
+        assert model_card.refresh_card(tmp_path)
     text = (tmp_path / "README.md").read_text()
     body = text.split("\n---\n", 1)[1]
     assert "<script>" not in body
     assert "\x1b" not in text
-    assert "](https://e.vil)" not in body
+    assert "[a](https" not in body.replace("\\[", "")
     assert body.count("<!-- evaluation: end -->") == 1
     assert [line for line in body.splitlines() if line.startswith("#")] == [
         *[line for line in plain.split("\n---\n", 1)[1].splitlines() if line.startswith("# ") or "Quick" in line],

@@ -95,7 +95,7 @@ def test_evaluation_made_like_the_published_one_stands_beside_it(benchmark):
         ("alpaca_eval_2", {"template": UNKNOWN_TEMPLATE}, "the template of the answers is not recorded"),
         ("alpaca_eval_1", {"judge": None}, "judged by nobody, not by alpaca_eval_gpt4"),
         ("mt_bench", {"settings": {"judge_prompts": "own"}}, "judge prompts: own, not FastChat"),
-        ("mt_bench", {"settings": {}}, "judge prompts: none, not FastChat"),
+        ("mt_bench", {"settings": {}}, "judge prompts: not recorded, not FastChat"),
         ("mt_bench", {"answered": 80}, "80 items answered, not 160"),
         ("ifeval", {"template": None}, "without a chat template, not with one"),
         ("ifeval", {"template": "zep.jinja"}, "template: zep.jinja, not the chat template of the model"),

@@ -33,7 +33,7 @@ PUBLIC_MODULES = {
     "torch.distributed",
 }  # fmt: skip
 # Attributes that a parent or a metaclass writes into each subclass.
-WRITTEN_BY_PARENTS = {"_abc_impl", "_backward_cls"}
+WRITTEN_BY_PARENTS = {"_abc_impl", "_backward_cls", "_is_protocol", "_is_runtime_protocol"}
 LIBRARIES = {name.partition(".")[0] for name in PUBLIC_MODULES}
 
 

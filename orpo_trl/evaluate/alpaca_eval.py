@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 from orpo_trl.evaluate.answers import find_answers, rows_with
 from orpo_trl.evaluate.judge import Judge, endpoint_of, judge_all, missing_note, path_of
@@ -236,10 +237,10 @@ def _evaluation(
 
 def _figures(rows: list[dict], asked: _Version, notes: list[str]) -> dict[str, Figure]:
     """Figures of annotations in the official order; what is left out is added to `notes`."""
-    import pandas
     from alpaca_eval.metrics import get_length_controlled_winrate, get_winrate
+    from alpaca_eval.utils import convert_to_dataframe
 
-    frame = pandas.DataFrame(rows)
+    frame = convert_to_dataframe(rows)
     frame["preference"] = frame["preference"].astype(float)
     found = get_winrate(frame)
     count = int(found["n_total"])
@@ -250,7 +251,9 @@ def _figures(rows: list[dict], asked: _Version, notes: list[str]) -> dict[str, F
         notes.append(f"No length-controlled win rate: its model is for all {_ROWS} rows in the official order.")
         return figures
     try:
-        found = get_length_controlled_winrate(frame, save_weights_dir=None, is_warn_extreme_changes=False)
+        with catch_warnings():
+            simplefilter("ignore", FutureWarning)  # of scikit-learn, for the package
+            found = get_length_controlled_winrate(frame, save_weights_dir=None, is_warn_extreme_changes=False)
     except OSError as error:  # of the Hub's library, and of its connections
         notes.append(
             f"No length-controlled win rate: it needs df_gamed.csv of {_HUB} ({type(error).__name__}). Where there is "

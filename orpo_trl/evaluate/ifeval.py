@@ -116,10 +116,11 @@ def _score(target: Target, answers: Path, options: Options, task: Any, source: d
     missing = len(items) - len(scores)
     made = target.made
     identity = made.get("identity", {})
+    model = Path(str(identity.get("model") or target.name))  # of a folder elsewhere, its name alone
     recorded = {"answers": identity, "answers_sha256": digest([answers])}
     settings = {**source, **recorded, "max_new_tokens": identity.get("max_new_tokens")}
     return Evaluation(
-        benchmark="ifeval", model=str(identity.get("model") or target.name), figures=figures(scores),
+        benchmark="ifeval", model=model.name if model.is_absolute() else str(model), figures=figures(scores),
         asked=len(items), answered=len(scores), template=made.get("template_of") or UNKNOWN_TEMPLATE, shots=0,
         judge=None, limit=options.limit, settings=settings,
         versions=installed_versions(PACKAGES), date=now(),

@@ -122,7 +122,7 @@ def read_answers(path: Path) -> list[list[str]]:
 
 
 def _answers_of(place: str, row: dict[str, Any]) -> list[str]:
-    found = [row.get("output", row.get("response"))]
+    found: Any = [row.get("output", row.get("response"))]
     with suppress(LookupError, TypeError):
         found = row["choices"][0]["turns"]
     if not (isinstance(found, list) and found and all(isinstance(text, str) for text in found)):

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from orpo_trl.generate.benchmarks import conversations_of, read_answers
 from orpo_trl.generate.prompts import questions
 from orpo_trl.generate.run import generate_answers
@@ -30,13 +32,17 @@ def run_generate(model: str, prompts: str, output: Path, against: str | None = N
         ValueError, OSError: as `generate_answers`.
     """
     generate_answers(model, prompts, output, **options)
-    print(printable(f"Answers: {output}"), file=sys.stderr)
+    is_main = PartialState().is_main_process  # of several that answer together
+    if is_main:
+        print(printable(f"Answers: {output}"), file=sys.stderr)
     if against is None:
         return
     gc.collect()  # the first model leaves memory before the second comes
     other = output.with_name(f"{output.stem}.against{output.suffix}")
     template = None if options.get("endpoint") else model
     generate_answers(against, prompts, other, default_template=template, **options)
+    if not is_main:
+        return
     _, conversations = conversations_of(prompts, options.get("data"))
     beside = [
         {"questions": list(questions(conversation)), model: ours, against: theirs}

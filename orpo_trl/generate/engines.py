@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation.streamers import BaseStreamer
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from orpo_trl.attention import without_adapter
 from orpo_trl.callbacks.record import tokenizer_digest
@@ -22,7 +21,7 @@ from orpo_trl.pairs.row_errors import RowError
 from orpo_trl.pairs.tokenize import prompt_ids
 from orpo_trl.scoring.models import load_model, load_scoring_tokenizer, require_model
 
-# Places of each weight that stand for it in the digest of a model.
+# About so many places of each weight stand for it in the digest of a model.
 _PLACES = 64
 
 
@@ -148,7 +147,7 @@ class LocalModel:
         ]
 
     def generate(
-        self, ids: list[list[int]], samplings: list[Sampling], streamer: BaseStreamer | None = None
+        self, ids: list[list[int]], samplings: list[Sampling], streamer: TextStreamer | None = None
     ) -> list[torch.Tensor]:
         """Answers to a batch of prompts, as `generate_batch` returns them."""
         longest = max(map(len, ids))
@@ -256,6 +255,5 @@ def _weights_digest(model: torch.nn.Module) -> str:
     for name, weight in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         flat = weight.detach().flatten()
-        places = torch.linspace(0, max(len(flat) - 1, 0), min(_PLACES, len(flat))).long()
-        digest.update(flat[places.to(flat.device)].float().cpu().numpy().tobytes())
+        digest.update(flat[:: max(len(flat) // _PLACES, 1)].float().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from orpo_trl.callbacks.record import installed_versions
+from orpo_trl.commands import Unfinished
 from orpo_trl.devices import torch_device
 from orpo_trl.endpoint import Endpoint
 from orpo_trl.generate.benchmarks import BENCHMARKS, Answered, Benchmark, conversations_of, settings_file
@@ -26,10 +27,6 @@ from orpo_trl.printable import printable
 
 # A process that is done waits for the slowest one.
 _LONGEST_WAIT = timedelta(days=30)
-
-
-class Unanswered(ValueError):
-    """Prompts that a server has not answered; the same command asks for them again."""
 
 
 def generate_answers(
@@ -77,7 +74,7 @@ def generate_answers(
         `output`.
 
     Raises:
-        Unanswered: where a server has not answered all.
+        Unfinished: where a server has not answered all.
         ValueError, OSError: for what the user can fix.
     """
     _check_folder(output)
@@ -179,7 +176,7 @@ def _answer_all(
 def _report(errors: dict[int, str], asked: int) -> None:
     if errors:
         first = min(errors)
-        raise Unanswered(
+        raise Unfinished(
             f"{len(errors)} of {asked} prompts have no answer; the same command asks for them again. Prompt "
             f"{first + 1}: {errors[first]}"
         )

@@ -21,6 +21,9 @@ from orpo_trl.evaluate.alpaca_eval import evaluate_alpaca_eval
 from orpo_trl.evaluate.options import Options, find_target
 from orpo_trl.evaluations import OWN_TEMPLATE, read_evaluations
 
+# lm-eval and alpaca_eval take long to import, and slow down all tests after them in their process.
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("openai")
 
 
@@ -139,7 +142,6 @@ def test_a_hostile_server_gets_each_request_until_it_is_judged(tmp_path):
     assert found.figures["win_rate"].value == pytest.approx(100 * mean(wins(server)))
 
 
-@pytest.mark.slow
 def test_805_rows_and_8_workers_against_a_hostile_server(tmp_path):
     server, found = hostile(805, tmp_path, seed=1, most=2)
     assert set(server.failed) == set(FAULTS)
@@ -149,7 +151,6 @@ def test_805_rows_and_8_workers_against_a_hostile_server(tmp_path):
     assert found.figures["win_rate"].value == pytest.approx(100 * mean(wins(server)))
 
 
-@pytest.mark.slow
 def test_after_a_kill_nothing_is_sent_again_that_has_a_judgement(tmp_path):
     def slowly(body) -> str:
         time.sleep(0.03)
@@ -219,7 +220,6 @@ def gamed(tmp_path) -> dict[str, str]:
     return {**TRAIN_ENVIRONMENT, "HF_HUB_CACHE": str(tmp_path / "hub")}
 
 
-@pytest.mark.slow
 def test_the_length_controlled_win_rate_takes_away_what_length_has_won(tmp_path, gamed):
     def figures(name: str, longer, preference) -> tuple[float, float]:
         path = annotations(tmp_path / "annotations.json", longer, preference)

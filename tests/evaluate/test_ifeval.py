@@ -3,7 +3,6 @@
 import json
 import math
 import random
-import subprocess
 import sys
 from statistics import pstdev
 
@@ -12,7 +11,11 @@ from click.testing import CliRunner
 
 from orpo_trl.cli import main
 from orpo_trl.evaluate.ifeval import figures
+from orpo_trl.evaluate.tasks import task_manager
 from orpo_trl.evaluations import UNKNOWN_TEMPLATE, read_evaluations
+
+# lm-eval and alpaca_eval take long to import, and slow down all tests after them in their process.
+pytestmark = pytest.mark.slow
 
 ITEMS = [
     {"key": 1, "prompt": "Say it without commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
@@ -145,16 +148,14 @@ def test_data_that_cannot_be_reached_is_told_in_one_line_with_the_way_out(punkt,
 
 
 @pytest.mark.parametrize("package", ["lm_eval", "langdetect"])
-def test_a_missing_package_is_told_in_one_line(package, files):
-    code = (
-        f"import sys; sys.modules[{package!r}] = None; import nltk; nltk.data.find = str;"
-        f"from orpo_trl.cli import main; main(['evaluate', {str(files[0])!r}, 'ifeval', '--data', {str(files[1])!r}])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "pip install 'orpo-trl[eval]'" in done.stderr
-    assert package in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_a_missing_package_is_told_in_one_line(package, punkt, files, monkeypatch):
+    task_manager.cache_clear()
+    monkeypatch.setitem(sys.modules, package, None)  # an import of it fails
+    result = evaluate(files[0], "ifeval", "--data", files[1])
+    assert result.exit_code == 2
+    assert "pip install 'orpo-trl[eval]'" in result.stderr
+    assert package in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 # ---- Standard errors -------------------------------------------------------------------------------------------------

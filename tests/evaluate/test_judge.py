@@ -129,8 +129,8 @@ def test_costs_by_hand():
     assert price_of("gpt-4-1106-preview", None) == (10.0, 30.0)
     assert price_of("gpt-4-1106-preview", (1.0, 2.0)) == (1.0, 2.0)
     assert price_of("my-judge", None) is None
-    # A message of 44 characters is 10 tokens; 3 for each of the two messages, and 3 for the reply's start.
-    two = [{"role": "system", "content": "x" * 44}, {"role": "user", "content": "y" * 88}]
+    # A message of 40 characters is 10 tokens; 3 for each of the two messages, and 3 for the reply's start.
+    two = [{"role": "system", "content": "x" * 40}, {"role": "user", "content": "y" * 80}]
     own = Endpoint("http://localhost:1/v1", "my-judge")
     assert estimate([two, two], own, 7) == Tokens(2 * (10 + 20 + 3 + 3 + 3), 14)
 

@@ -1,18 +1,21 @@
 """Answers of tiny models: their files, restarts, processes, and what is refused."""
 
 import json
-import multiprocessing
+import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from support.hostile_server import HostileServer
+from support.processes import ORPO_TRL, TRAIN_ENVIRONMENT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from orpo_trl.commands import Unfinished
 from orpo_trl.generate.benchmarks import settings_file
 from orpo_trl.generate.engines import LocalModel
-from orpo_trl.generate.run import Unanswered, generate_answers
+from orpo_trl.generate.run import generate_answers
 
 QUESTIONS = [
     {
@@ -73,18 +76,21 @@ def test_a_seed_gives_one_file_and_another_seed_another(model_folder, questions,
     assert same == [row["category"] == "math" for row in QUESTIONS]  # these are greedy
 
 
+@pytest.mark.slow
 def test_five_kills_lose_and_double_nothing(model_folder, questions, expected, tmp_path):
     output = tmp_path / "answers.jsonl"
     journal = tmp_path / "answers.jsonl.partial"
+    command = [
+        ORPO_TRL, "generate", model_folder, "mt_bench", "-o", output, "--data", questions, "--max_new_tokens", "8",
+        "--batch_size", "4", "--device", "cpu",
+    ]  # fmt: skip
     for kill in range(5):
-        process = multiprocessing.get_context("fork").Process(target=generated, args=(model_folder, questions, output))
-        process.start()
+        process = subprocess.Popen(list(map(str, command)), env=TRAIN_ENVIRONMENT, stderr=subprocess.DEVNULL)
         wanted = 8 * kill + 5  # lines: within the first turn, and within the second
-        while process.is_alive() and not (journal.exists() and journal.read_bytes().count(b"\n") >= wanted):
+        while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= wanted):
             time.sleep(0.002)
-        assert process.is_alive()
         process.kill()
-        process.join()
+        assert process.wait() == -signal.SIGKILL
         with journal.open("a") as file:
             file.write('{"index": 0, "tur' if kill % 2 else "")
         assert not output.exists()
@@ -194,7 +200,7 @@ def test_what_a_server_does_not_answer_is_named_and_asked_again_alone(questions,
 
     with Refusing() as server:
         options = {"device": None, "endpoint": server.url, "limit": 8}
-        with pytest.raises(Unanswered, match=r"1 of 8 prompts have no answer.* Prompt 4: .*'served'.*refused"):
+        with pytest.raises(Unfinished, match=r"1 of 8 prompts have no answer.* Prompt 4: .*'served'.*refused"):
             generated("served", questions, tmp_path / "a.jsonl", **options)
         server.refused = ""
         assert len(generated("served", questions, tmp_path / "a.jsonl", **options)) == 8

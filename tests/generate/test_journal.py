@@ -1,11 +1,14 @@
 """Answers that outlive their process."""
 
 import json
-import multiprocessing
+import signal
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.processes import TRAIN_ENVIRONMENT
 
 from orpo_trl.generate.journal import Answer, Journal, remove_journals
 
@@ -65,13 +68,12 @@ def test_two_processes_do_not_write_one_file(tmp_path):
 
 
 def test_the_lock_ends_with_its_process(tmp_path):
-    def hold():
-        begun(tmp_path / "a.json").add(answers(1))
-        multiprocessing.current_process().kill()
-
-    process = multiprocessing.get_context("fork").Process(target=hold)
-    process.start()
-    process.join()
+    code = (
+        "import os, sys; from pathlib import Path; from generate.test_journal import answers, begun\n"
+        "begun(Path(sys.argv[1])).add(answers(1)); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.json")], env=TRAIN_ENVIRONMENT)
+    assert done.returncode == -signal.SIGKILL
     again = begun(tmp_path / "a.json")
     assert len(again.answers) == 1
     again.close()

@@ -8,6 +8,9 @@ from click.testing import CliRunner
 from orpo_trl.cli import main
 from orpo_trl.evaluations import read_evaluations
 
+# lm-eval and alpaca_eval take long to import, and slow down all tests after them in their process.
+pytestmark = pytest.mark.slow
+
 # google-research/instruction_following_eval/data; not among the project's data.
 STORED = "input_response_data_gpt4_20231107_145030.jsonl"
 
@@ -24,7 +27,6 @@ def evaluate(*arguments):
     return CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
 
 
-@pytest.mark.slow
 def test_stored_answers_of_gpt_4_have_the_published_strict_figures(items, tmp_path):
     stored = items.with_name(STORED)
     if not stored.is_file():

@@ -62,7 +62,7 @@ def test_published_answers_to_mt_bench_are_judged_as_fastchat_judges(data, tmp_p
         first, second = row["choices"][0]["turns"]
         [both] = [text for text in shown if f"### Assistant A:\n{first}\n\n### User:" in text]
         assert f"### Assistant A:\n{second}\n\n<|The End of Assistant A's Conversation" in both
-    assert sum("Reference" in text for text in shown) == 2 * 30
+    assert sum("The Start of Reference Answer" in text for text in shown) == 2 * 30
 
 
 def test_the_tokens_of_mt_bench_are_about_what_was_estimated(data, tmp_path, count_tokens, capsys):

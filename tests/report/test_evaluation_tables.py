@@ -135,7 +135,7 @@ def test_any_evaluation_makes_a_page(text, value, answered):
 
 
 def test_report_reads_the_folder_and_writes_figures_and_table(tmp_path, capsys):
-    folder = write_run(tmp_path / "run")
+    folder = write_run(tmp_path / "run", [{"step": 1}])
     for one in (evaluation("alpaca_eval_2", {"win_rate": 11.0}), mt_bench(), preferences()):
         write_evaluation(folder, one)
     (folder / "evaluations" / "damaged.json").write_text('{"benchmark": "ifeval", "figures": ')
@@ -159,7 +159,7 @@ def test_report_reads_the_folder_and_writes_figures_and_table(tmp_path, capsys):
 def test_model_that_was_not_trained_here_stands_beside_runs(tmp_path):
     base = tmp_path / "base"
     write_evaluation(base, evaluation("ifeval", IFEVAL))
-    (page,) = write_report([write_run(tmp_path / "run"), base], tmp_path / "report.html")
+    (page,) = write_report([write_run(tmp_path / "run", [{"step": 1}]), base], tmp_path / "report.html")
     assert "0.4900 ± 0.0215" in page.read_text(encoding="utf-8")
 
 

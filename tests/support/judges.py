@@ -46,7 +46,7 @@ class JudgeServer(HostileServer):
     def __init__(
         self, verdict: Callable[[dict[str, Any]], str] = prefer, wrong: str = "", wrong_first: int = 0, **options: Any
     ):
-        super().__init__(self._answer, complete=with_logprobs, **options)
+        super().__init__(self._answer, **{"complete": with_logprobs, **options})
         self.verdict, self.wrong, self.wrong_first = verdict, wrong, wrong_first
 
     def _answer(self, body: dict[str, Any]) -> str:
