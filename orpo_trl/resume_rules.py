@@ -102,7 +102,7 @@ def settings_changes(
             is_free = name in FREE
             yield Change(name, old, new, is_refused=not is_reported and not is_free, is_silent=is_free)
     splits = [_split(settings, defaults) for settings in (before, after)]
-    pairs = [_pairs(*split, count) for split, count in zip(splits, processes, strict=True)]
+    pairs = [_pairs(split, count) for split, count in zip(splits, processes, strict=True)]
     if value(after, "nll_reduction") == "micro_batch_mean" and splits[0][0] != splits[1][0]:
         # A mean of means over micro-batches is another loss for each size of these.
         pairs = [f"{pair} in micro-batches of {split[0]}" for pair, split in zip(pairs, splits, strict=True)]
@@ -113,14 +113,15 @@ def settings_changes(
         yield Change("processes", *processes)
 
 
-def _split(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Any]:
+def _split(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """Micro-batch, accumulation and global batch; of the last two, one is None."""
     micro_batch, accumulation, whole = (settings.get(name, defaults.get(name)) for name in BATCH)
-    return [micro_batch, None if whole else accumulation or 1, whole]
+    return micro_batch, None if whole else accumulation or 1, whole
 
 
-def _pairs(micro_batch: Any, accumulation: Any, whole: Any, processes: int) -> Any:
+def _pairs(split: tuple[Any, Any, Any], processes: int) -> Any:
     """Pairs of an optimiser step; words where one is the name of an environment variable."""
+    micro_batch, accumulation, whole = split
     if whole:
         return whole
     if not _is_number(micro_batch, accumulation):

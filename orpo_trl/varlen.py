@@ -54,8 +54,8 @@ def kernel_problem(dtype: torch.dtype, device: torch.device) -> str | None:
     ]
     segments = {"query_ends": ends[0], "key_ends": ends[1], "longest_query": 3, "longest_key": 3}
     try:
-        moved = (tensor.to(device, dtype) for tensor in (query, key, value))
-        found = varlen(*moved, segments).float().cpu()
+        query, key, value = (tensor.to(device, dtype) for tensor in (query, key, value))
+        found = varlen(query, key, value, segments).float().cpu()
     except (RuntimeError, NotImplementedError, TypeError) as error:
         return f"the variable-length kernel of this torch does not run ({str(error).splitlines()[0]:.120})"
     difference = (found - torch.cat(expected, 2).transpose(1, 2)).abs().max().item()

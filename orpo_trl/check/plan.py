@@ -142,7 +142,7 @@ def check_memory(options: CheckOptions, recipe: RecipeResult, model: ModelResult
     share = estimate.total / has
     yield f"fits into the {has / GIB:.1f} GiB of {whose}, {share:.0%} of them"
     if device == "cuda" and share > _TIGHT:
-        yield "That is tight: what the estimate leaves out may not fit. Lower `max_tokens_per_micro_batch` or the batch."
+        yield "That is tight: what the estimate leaves out may not fit. A lower `max_tokens_per_micro_batch` helps."
     if device == "cuda":
         yield "Calculated, not compared with a GPU yet; memory that its allocator cannot reuse is not included."
 
