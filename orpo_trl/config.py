@@ -109,7 +109,7 @@ class ORPOConfig(SFTConfig):
             "lowered to what divides them. None: micro-batch x accumulation x processes."
         },
     )
-    gradient_accumulation_steps: int | None = field(  # type: ignore[assignment]
+    gradient_accumulation_steps: int | None = field(
         default=None,
         metadata={
             "help": "Micro-batches of an optimiser step on each process. None: what `global_batch_size` needs, else 1."
@@ -284,7 +284,8 @@ class ORPOConfig(SFTConfig):
         except ValueError as error:
             keys = ("global_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
             raise SettingsError("ORPOConfig", [SettingsProblem(keys, str(error))]) from error
-        self.per_device_train_batch_size, self.gradient_accumulation_steps = split.micro_batch, split.accumulation
+        self.per_device_train_batch_size = split.micro_batch
+        self.gradient_accumulation_steps = split.accumulation  # pyright: ignore[reportIncompatibleVariableOverride]
         return split.note
 
     @classmethod
