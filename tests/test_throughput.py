@@ -93,7 +93,8 @@ def test_nothing_is_measured_outside_of_a_run():
 
 def test_mfu_is_the_plan_of_the_check_over_peak_and_time(clock, monkeypatch):
     """`train_flops` counts whole rows from their lengths, and the last prompt token of a pair twice."""
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    card = SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     monkeypatch.setattr("orpo_trl.throughput.peak_memory", lambda device: 0)
     model = tiny_model()
     meter = Throughput(torch.device("cuda"), model)
@@ -118,6 +119,7 @@ def test_weights_of_a_model_are_those_of_its_config_also_under_an_adapter():
 
 
 def test_unknown_device_has_no_mfu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU 9000")
+    card = SimpleNamespace(name="Some GPU 9000", total_memory=2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     meter = Throughput(torch.device("cuda"), tiny_model())
     assert meter.peak_flops is None

@@ -59,6 +59,8 @@ class Journal:
                 self._append([{"identity": self.identity}])
             else:
                 self._drop_half_line()
+                self.answers.clear()  # a whole answer without its end of line was dropped, too
+                self.read_all()
         except BaseException:
             self.close()
             raise

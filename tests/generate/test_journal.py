@@ -67,6 +67,7 @@ def test_two_processes_do_not_write_one_file(tmp_path):
     begun(tmp_path / "a.json").close()
 
 
+@pytest.mark.slow
 def test_the_lock_ends_with_its_process(tmp_path):
     code = (
         "import os, sys; from pathlib import Path; from generate.test_journal import answers, begun\n"
