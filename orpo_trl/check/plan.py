@@ -53,10 +53,11 @@ def check_schedule(
     if note:
         yield note
     batch_size = training.per_device_train_batch_size
-    per_step = batch_size * options.processes * training.gradient_accumulation_steps
+    accumulation = training.gradient_accumulation_steps or 1
+    per_step = batch_size * options.processes * accumulation
     yield (
         f"{per_step} pairs an optimiser step: {batch_size} a process, times "
-        f"{options.processes} (processes), times {training.gradient_accumulation_steps} (accumulation)"
+        f"{options.processes} (processes), times {accumulation} (accumulation)"
     )
     epoch = data.num_pairs / per_step
     epoch = int(epoch) if training.dataloader_drop_last else math.ceil(epoch)
