@@ -124,18 +124,14 @@ class Endpoint:
             on_reply: is called in this thread with the place of the request in `requests`, and its reply or error, as
                 soon as it is there. If it raises, nothing more is sent, and the exception goes on.
         """
-        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+        waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         done: queue.SimpleQueue[tuple[int, Reply | EndpointError | BaseException]] = queue.SimpleQueue()
         stopped = threading.Event()
-        for index in range(len(requests)):
-            waiting.put(index)
+        # The next one is sent when a reply was taken: what a kill loses is one request of each worker.
+        places = iter(range(len(requests)))
 
         def work() -> None:
-            while not stopped.is_set():
-                try:
-                    index = waiting.get_nowait()
-                except queue.Empty:
-                    return
+            while (index := waiting.get()) is not None and not stopped.is_set():
                 try:
                     done.put((index, self.ask(requests[index].messages, **requests[index].sampling)))
                 except BaseException as error:
@@ -144,7 +140,9 @@ class Endpoint:
         # Daemons: Ctrl-C does not wait for answers, as it would with the threads of concurrent.futures.
         if requests:
             _ = self._client  # made once, and its errors are raised here
-        for _ in range(min(self.workers, len(requests))):
+        workers = min(self.workers, len(requests))
+        for _ in range(workers):
+            waiting.put(next(places))
             threading.Thread(target=work, daemon=True).start()
         try:
             for _ in requests:
@@ -152,8 +150,11 @@ class Endpoint:
                 if not isinstance(found, Reply | EndpointError):
                     raise found
                 on_reply(index, found)
+                waiting.put(next(places, None))
         finally:
             stopped.set()
+            for _ in range(workers):
+                waiting.put(None)
 
     @cached_property
     def _client(self) -> Any:
