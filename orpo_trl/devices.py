@@ -2,8 +2,12 @@
 
 import re
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 MIB = 2**20
 
@@ -124,6 +128,20 @@ def named_device(name: str) -> Device:
 def count_gpus() -> int:
     """Accelerators of this machine."""
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+
+
+def this_process(**options: Any) -> "PartialState":
+    """This process among those of `accelerate launch`, also on a CPU.
+
+    Left to itself, accelerate looks for the backend of a GPU there, finds none, and each process takes itself for the
+    only one.
+
+    Args:
+        options: of `PartialState`.
+    """
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.accelerator.is_available(), **options)
 
 
 def torch_device(name: str | None = None) -> torch.device:

@@ -36,8 +36,7 @@ def find_answers(target: Target, options: Options, benchmark: str, prompts: Path
     """
     if target.answers is not None:
         return Answers(target.answers, target.made.get("template_of") or UNKNOWN_TEMPLATE)
-    from accelerate import PartialState
-
+    from orpo_trl.devices import this_process
     from orpo_trl.generate.run import generate_answers  # loads torch
 
     folder = (options.output or target.folder) / FOLDER
@@ -57,7 +56,7 @@ def find_answers(target: Target, options: Options, benchmark: str, prompts: Path
         chat_template_path=options.chat_template_path,
         trust_remote_code=options.trust_remote_code,
     )
-    return Answers(path, options.chat_template_path or OWN_TEMPLATE) if PartialState().is_main_process else None
+    return Answers(path, options.chat_template_path or OWN_TEMPLATE) if this_process().is_main_process else None
 
 
 def rows_with(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from orpo_trl import run_folder
 from orpo_trl.callbacks.record import installed_versions, token_digest
 from orpo_trl.config import DataArguments, ModelArguments, ORPOConfig
-from orpo_trl.devices import torch_device
+from orpo_trl.devices import this_process, torch_device
 from orpo_trl.evaluate.options import Options, Target
 from orpo_trl.evaluations import Evaluation, Figure
 from orpo_trl.pairs.load import load_pairs
@@ -66,7 +65,7 @@ def evaluate_preferences(target: Target, options: Options) -> Evaluation | None:
         ValueError, OSError: for what the user can fix.
     """
     model = target.need_model("preferences")
-    if not PartialState().is_main_process:
+    if not this_process().is_main_process:
         return None
     held_out = _held_out(target, options)
     scored = _score(model, held_out, options)

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
+from orpo_trl.devices import this_process
 from orpo_trl.generate.benchmarks import conversations_of, read_answers
 from orpo_trl.generate.prompts import questions
 from orpo_trl.generate.run import generate_answers
@@ -32,7 +31,7 @@ def run_generate(model: str, prompts: str, output: Path, against: str | None = N
         ValueError, OSError: as `generate_answers`.
     """
     generate_answers(model, prompts, output, **options)
-    is_main = PartialState().is_main_process  # of several that answer together
+    is_main = this_process().is_main_process  # of several that answer together
     if is_main:
         print(printable(f"Answers: {output}"), file=sys.stderr)
     if against is None:

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from orpo_trl.callbacks.record import installed_versions
 from orpo_trl.commands import Unfinished
-from orpo_trl.devices import torch_device
+from orpo_trl.devices import this_process, torch_device
 from orpo_trl.endpoint import Endpoint
 from orpo_trl.generate.benchmarks import BENCHMARKS, Answered, Benchmark, conversations_of, settings_file
 from orpo_trl.generate.engines import Engine, LocalModel, Prompt, RemoteModel
@@ -193,7 +193,7 @@ def _answered(conversations: list[Conversation], journal: Journal, identity: dic
 
 
 def _processes(endpoint: str | None) -> PartialState:
-    state = PartialState(timeout=_LONGEST_WAIT)
+    state = this_process(timeout=_LONGEST_WAIT)
     if endpoint is not None and state.num_processes > 1:
         raise ValueError("--endpoint: start one process; it sends many requests at a time")
     return state

@@ -183,7 +183,7 @@ def test_without_the_hub_every_benchmark_is_told_in_one_line_that_names_data(mod
 
 
 def test_a_name_that_is_no_benchmark_is_answered_with_suggestions(model):
-    for name, suggestion in (("ifevel", "ifeval"), ("hellaswga", "hellaswag"), ("openllm", "open_llm")):
+    for name, suggestion in (("ifevel", "ifeval"), ("hellaswga", "hellaswag"), ("opn_llm", "open_llm")):
         result = evaluate(model, name)
         assert result.exit_code == 2
         assert f"There is no benchmark {name!r}. Did you mean {suggestion}" in result.stderr
