@@ -27,6 +27,15 @@ _recipe = argument("recipe", shell_complete=complete_recipe)
 _overrides = argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[--key value]...")
 
 
+def _server_options(command: Any) -> Any:
+    """Options of requests to a server: those of `generate` and `evaluate` alike."""
+    timeout = option("--timeout", type=Number(0, min_open=True), default=600.0, show_default=True, metavar="SECONDS",
+                     help="Silence of the server, after which a request is sent again.")  # fmt: skip
+    workers = option("--workers", type=IntRange(1), default=8, show_default=True, metavar="N",
+                     help="Requests at a time of --endpoint.")  # fmt: skip
+    return workers(timeout(command))
+
+
 def _sampling_options(command: Any) -> Any:
     """Options of a model that answers: those of `generate` and `chat` alike."""
     options = [
@@ -307,17 +316,7 @@ def logps(model: str, data: str, output: Path | None, **options: Any) -> None:
 @option("--against", metavar="BASE", help="Also answer with this model, and show both.")
 @option("--limit", type=IntRange(1), metavar="N", help="The first prompts alone.")
 @option("--endpoint", metavar="URL", help="An OpenAI-compatible server that answers, and knows MODEL by this name.")
-@option(
-    "--workers", type=IntRange(1), default=8, show_default=True, metavar="N", help="Requests at a time of --endpoint."
-)
-@option(
-    "--timeout",
-    type=Number(0, min_open=True),
-    default=600.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="After which a request is sent again.",
-)
+@_server_options
 @tokens("--max_new_tokens", 1, "Longest answer. Default: the benchmark's; 1024 of a file.")
 @option("--temperature", type=Number(0), help="0: greedy. Default: the benchmark's; 0 of a file.")
 @_sampling_options
@@ -427,15 +426,7 @@ def merge(adapter: str, output: Path, dtype: str, **options: Any) -> None:
 @option("--reference_answers", type=_FILE, help="FastChat's reference answers: mt_bench.")
 @option("--reference_outputs", type=_FILE, help="Answers to compare with: alpaca_eval.")
 @option("--annotations", type=_FILE, help="Score these stored judgements: AlpacaEval's, or FastChat's of one model.")
-@option("--workers", type=IntRange(1), default=8, show_default=True, metavar="N", help="Requests at one time.")
-@option(
-    "--timeout",
-    type=Number(0, min_open=True),
-    default=600.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Silence of the judge's server, after which a request is sent again.",
-)
+@_server_options
 @option("--price", type=(Number(0), Number(0)), metavar="IN OUT", help="Judge's USD per million tokens, if unknown.")
 @option("--yes", is_flag=True, help="Send requests that cost money without asking.")
 @option("--trust_remote_code", is_flag=True, help="Run code that comes with TARGET.")

@@ -252,10 +252,10 @@ class ORPOConfig(SFTConfig):
             # Without it, accelerate looks for the backend of a GPU and finds none. Each process of a distributed launch
             # then runs as if it were the only one.
             self.use_cpu = True
-        # What was asked for, before `split_for` changes it.
-        self._asked_split = (self.per_device_train_batch_size, self.gradient_accumulation_steps)
+        # Micro-batch and accumulation as they were asked for; `split_for` changes the fields.
+        self.asked_split = (self.per_device_train_batch_size, self.gradient_accumulation_steps)
         # Before TrainingArguments fill in the DeepSpeed config. Launchers tell a process how many there are by this.
-        self.split_for(int(os.environ.get("WORLD_SIZE", 1)))
+        self.split_note = self.split_for(int(os.environ.get("WORLD_SIZE", 1)))
         super().__post_init__()
         unsafe = self._loading_problems()
         if unsafe:
@@ -273,10 +273,10 @@ class ORPOConfig(SFTConfig):
         Raises:
             SettingsError: if these processes cannot share the global batch.
         """
-        micro_batch, accumulation = self._asked_split
         if self.global_batch_size is None:
-            self.gradient_accumulation_steps = accumulation or 1
+            self.gradient_accumulation_steps = self.gradient_accumulation_steps or 1
             return ""
+        micro_batch, accumulation = self.asked_split
         try:
             split = split_global_batch(
                 self.global_batch_size, micro_batch, accumulation, processes, self.nll_reduction == "micro_batch_mean"

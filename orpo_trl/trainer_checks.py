@@ -306,4 +306,4 @@ def check_global_batch(args: ORPOConfig, processes: int) -> str:
             f"{args.per_device_train_batch_size} (micro-batch) x {args.gradient_accumulation_steps} (accumulation) x "
             f"{processes} (processes). Start the processes by `accelerate launch` or `orpo-trl train`."
         )
-    return args.split_for(processes)
+    return args.split_note

@@ -3,15 +3,18 @@
 import dataclasses
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from support.small import REPOSITORY
 
 from orpo_trl import ORPOConfig
+from orpo_trl.callbacks.record import settings_as_recipe
 from orpo_trl.config import SettingsError
 from orpo_trl.global_batch import split_global_batch
 from orpo_trl.paths import RECIPES
 from orpo_trl.recipe.parse import build_settings, load_recipe
+from orpo_trl.trainer_checks import check_global_batch
 
 
 @given(st.integers(1, 512), st.integers(1, 64), st.integers(1, 64), st.booleans())
@@ -75,6 +78,30 @@ def test_settings_made_of_settings_are_the_same(tmp_path):
     config = ORPOConfig(str(tmp_path), global_batch_size=32, per_device_train_batch_size=8)
     again = ORPOConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init})
     assert (again.per_device_train_batch_size, again.gradient_accumulation_steps) == (8, 4)
+
+
+def test_recipe_of_a_run_without_one_states_what_was_asked_for(tmp_path):
+    config = ORPOConfig(str(tmp_path), global_batch_size=32, per_device_train_batch_size=8)
+    config.split_for(8)
+    assert (config.per_device_train_batch_size, config.gradient_accumulation_steps) == (4, 1)
+    stated = yaml.safe_load(settings_as_recipe(config, "a/model"))
+    assert (stated["global_batch_size"], stated["per_device_train_batch_size"]) == (32, 8)
+    assert "gradient_accumulation_steps" not in stated
+    assert "gradient_accumulation_steps" not in settings_as_recipe(ORPOConfig(str(tmp_path)), "a/model")
+    three = ORPOConfig(str(tmp_path), gradient_accumulation_steps=3)
+    assert yaml.safe_load(settings_as_recipe(three, "a/model"))["gradient_accumulation_steps"] == 3
+
+
+def test_a_setting_that_was_changed_later_is_kept_or_refused(tmp_path):
+    """As a search does, and programs that set fields of the config."""
+    config = ORPOConfig(str(tmp_path))
+    config.gradient_accumulation_steps = 4
+    assert check_global_batch(config, 1) == ""
+    assert config.gradient_accumulation_steps == 4
+    config = ORPOConfig(str(tmp_path), global_batch_size=32, per_device_train_batch_size=8)
+    config.per_device_train_batch_size = 2
+    with pytest.raises(ValueError, match="an optimiser step has 8 pairs"):
+        check_global_batch(config, 1)
 
 
 def test_batch_size_that_transformers_seeks_is_refused_beside_it(tmp_path):

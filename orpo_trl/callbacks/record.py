@@ -165,6 +165,14 @@ def settings_as_recipe(args: ORPOConfig, model_name: str) -> str:
         is_kept = field.init and field.name not in OF_ONE_START and not field.name.endswith("_token")
         if is_kept and getattr(args, field.name) != default:
             values[field.name] = plain.get(field.name)
+    if args.global_batch_size is not None:
+        # What follows from it holds for these processes alone.
+        values["per_device_train_batch_size"], asked = args.asked_split
+    else:
+        asked = None if args.gradient_accumulation_steps == 1 else args.gradient_accumulation_steps
+    values["gradient_accumulation_steps"] = asked
+    if asked is None:
+        del values["gradient_accumulation_steps"]
     return f"# The settings of a run without a recipe\n{to_yaml(values)}"
 
 
