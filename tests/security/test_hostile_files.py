@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -302,14 +303,17 @@ def test_template_is_stopped(template, words, recipe, tmp_path, canary):
         ),
         # Jinja computes it while it reads the template, and swallows the first error there.
         ("{{ 10**(10**8) }}", "within 10 seconds"),
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{{ 'x' * 99 }}{% endfor %}{% endfor %}", "of memory"),
+        # Which limit it meets first, time or memory, is a matter of the machine.
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{{ 'x' * 99 }}{% endfor %}{% endfor %}", "of memory|within 10 s"),
     ],
     ids=["loop", "power", "output"],
 )
 def test_template_without_end_is_stopped(template, words, recipe, tmp_path):
     path = tmp_path / "template.jinja"
     path.write_text(template)
-    refused(run_orpo(recipe, "--chat_template_path", path), words)
+    answer = run_orpo(recipe, "--chat_template_path", path)
+    refused(answer, "")
+    assert re.search(words, answer.text)
 
 
 def test_template_file_of_another_kind_is_not_read(recipe, tmp_path):
