@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -33,11 +33,13 @@ _not_compiled: Any = torch.compiler.disable
 class _Forward:
     """State of the running forward pass, for the attention layers and the mask: its arguments do not reach the mask.
 
-    A compiled layer notes nothing: `was_read` is of layers that run eagerly.
+    A compiled layer notes nothing: `was_read` is of layers that run eagerly. `masks` stay for a backward pass that
+    computes layers again.
     """
 
     is_packed = False
     was_read = False
+    masks: ClassVar[dict[tuple, torch.Tensor]] = {}
 
 
 def why_not_exact(model: nn.Module, has_neftune: bool = False) -> str | None:
@@ -134,6 +136,7 @@ def reading_packed_row(model: nn.Module, is_compiled: bool = False) -> Iterator[
         RuntimeError: where no attention layer has read the segments, so that the outputs are wrong.
     """
     _Forward.is_packed, _Forward.was_read = True, False
+    _Forward.masks.clear()
     try:
         yield
     finally:
@@ -213,7 +216,10 @@ def _in_autocast_dtype(tensor: torch.Tensor) -> torch.Tensor:
 
 @_not_compiled
 def _by_segment(attention, module, query, key, value, segments, sliding_window=None, **kwargs) -> torch.Tensor:
-    """Each segment through the model's own attention, with the mask that it would have in a row of its own."""
+    """Each segment through the model's own attention, with the mask that it would have in a row of its own.
+
+    The masks of a batch are made by its first layer, for all layers.
+    """
     queries = query.split(segments["query_lengths"], 2)
     keys, values = (tensor.split(segments["key_lengths"], 2) for tensor in (key, value))
     outputs = []
@@ -223,7 +229,10 @@ def _by_segment(attention, module, query, key, value, segments, sliding_window=N
         if is_causal and attention is AttentionInterface()["sdpa"]:
             mask = None  # it is causal without, and faster
         else:
-            mask = _causal_mask(query_length, key_length, sliding_window, query)
+            kind = (query_length, key_length, sliding_window, query.dtype, query.device)
+            mask = _Forward.masks.get(kind)
+            if mask is None:
+                mask = _Forward.masks[kind] = _causal_mask(query_length, key_length, sliding_window, query)
         outputs.append(attention(module, *parts, mask, sliding_window=sliding_window, **kwargs)[0])
     return torch.cat(outputs, dim=1)
 

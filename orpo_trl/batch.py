@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from orpo_trl.lengths import PairLengths, round_up
@@ -124,26 +125,29 @@ class PairCollator:
         return int(PairLengths.of(examples).batch(self.layout == "shared_prefix", self.pad_to_multiple_of))
 
     def _segment(self, prompt: list[int], response: list[int], index: int, completions: int, divisor: int):
-        """Tensors `[prompt + response]` of one response; a `divisor` of 0 keeps it out of the NLL term."""
-        ids = torch.tensor([*prompt, *response])
+        """Arrays `[prompt + response]` of one response; a `divisor` of 0 keeps it out of the NLL term.
+
+        Arrays of numpy: operations on small ones take a third of the time that those on tensors take.
+        """
+        ids = np.array([*prompt, *response], dtype=np.int64)
         # Position p predicts token p + 1, so the response is scored from the last prompt position on.
         first = len(prompt) - 1
-        labels = torch.full_like(ids, _IGNORED)
+        labels = np.full_like(ids, _IGNORED)
         labels[:-1] = ids[1:]
         if not divisor or self.nll_scope == "completion":
             labels[:first] = _IGNORED
-        completion = torch.full_like(ids, completions)
+        completion = np.full_like(ids, completions)
         completion[first:-1] = index
         return {
             "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "position_ids": torch.arange(len(ids)),
+            "attention_mask": np.ones_like(ids),
+            "position_ids": np.arange(len(ids)),
             "shift_labels": labels,
-            "nll_divisors": torch.where(labels == _IGNORED, 0, divisor),
+            "nll_divisors": np.where(labels == _IGNORED, 0, divisor),
             "completion_index": completion,
         }
 
-    def _padding(self, size: int, completions: int) -> dict[str, torch.Tensor]:
+    def _padding(self, size: int, completions: int) -> dict[str, np.ndarray]:
         values = {
             "input_ids": self.pad_token_id,
             # In a batch without rows something must be seen: a mean over no token would be NaN.
@@ -153,36 +157,39 @@ class PairCollator:
             "nll_divisors": 0,
             "completion_index": completions,
         }
-        return {name: torch.full((size,), value) for name, value in values.items()}
+        return {name: np.full(size, value, dtype=np.int64) for name, value in values.items()}
 
-    def _padded(self, segments: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
+    def _padded(self, segments: list[dict[str, np.ndarray]]) -> dict[str, Any]:
         longest = max((len(segment["input_ids"]) for segment in segments), default=1)
         longest = round_up(longest, self.pad_to_multiple_of)
-        rows = []
-        for segment in segments or [{}]:
-            padding = self._padding(longest - len(segment.get("input_ids", ())), len(segments))
-            rows.append({name: torch.cat([segment.get(name, values[:0]), values]) for name, values in padding.items()})
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0] if name != "position_ids"}
+        batch = {}
+        for name, padding in self._padding(longest, len(segments)).items():
+            if name != "position_ids":
+                batch[name] = np.tile(padding, (max(len(segments), 1), 1))
+                for row, segment in zip(batch[name], segments, strict=False):
+                    row[: len(segment[name])] = segment[name]
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
 
-    def _packed(self, segments: list[dict[str, torch.Tensor]], shared: list[int]) -> dict[str, Any]:
+    def _packed(self, segments: list[dict[str, np.ndarray]], shared: list[int]) -> dict[str, Any]:
         """One row. `shared[i]` tokens of the i-th segment's prompt are read by the i-th branch from the end."""
         completions = len(segments)
         tokens = sum(len(segment["input_ids"]) for segment in segments)
         missing = round_up(max(tokens, 1), self.pad_to_multiple_of) - tokens
         if missing:
             segments = [*segments, self._padding(missing, completions)]
-        batch: dict[str, Any] = {name: torch.cat([s[name] for s in segments])[None] for name in segments[0]}
+        rows = {name: np.concatenate([segment[name] for segment in segments]) for name in segments[0]}
 
         query_lengths = [len(segment["input_ids"]) for segment in segments]
         starts = [0, *itertools.accumulate(query_lengths)]
-        keys = [torch.arange(start, end) for start, end in itertools.pairwise(starts)]
+        keys = [np.arange(start, end) for start, end in itertools.pairwise(starts)]
         for pair, size in enumerate(shared):
             branch = completions - len(shared) + pair
-            keys[branch] = torch.cat([keys[pair][:size], keys[branch]])
-            batch["attention_mask"][0, keys[pair][:size]] = 2
+            keys[branch] = np.concatenate([keys[pair][:size], keys[branch]])
+            rows["attention_mask"][keys[pair][:size]] = 2
         key_lengths = [len(index) for index in keys]
+        batch: dict[str, Any] = {name: torch.from_numpy(values)[None] for name, values in rows.items()}
         batch["segments"] = {
-            "key_index": torch.cat(keys),
+            "key_index": torch.from_numpy(np.concatenate(keys)),
             "query_ends": torch.tensor(starts, dtype=torch.int32),
             "key_ends": torch.tensor([0, *itertools.accumulate(key_lengths)], dtype=torch.int32),
             "query_lengths": query_lengths,

@@ -349,7 +349,9 @@ class ORPOTrainer(TokenBudgetMixin, StartMixin, GuardMixin, SavingMixin, upstrea
         for part in parts:
             self._throughput.add(part["work"])
         # Whether a rank wants to stop travels with the totals: a collective of its own would cost time.
-        summed = self.accelerator.reduce(torch.tensor([*totals, self._stop.request()], device=device), "sum")
+        # `device=` of `torch.tensor` would wait for the device.
+        own = torch.tensor([*totals, self._stop.request()]).to(device, non_blocking=True)
+        summed = self.accelerator.reduce(own, "sum")
         self._stop.hear(summed[-1])
         return summed[:-1]
 
@@ -398,7 +400,7 @@ class ORPOTrainer(TokenBudgetMixin, StartMixin, GuardMixin, SavingMixin, upstrea
         of_model |= {"output_router_logits": True} if self.aux_loss_enabled else {}
         reading = reading_packed_row(self.model, self.args.torch_compile) if "segments" in inputs else nullcontext()
         with reading:
-            token_logps, outputs = upstream.run_fused_head(model, of_model)
+            token_logps, outputs = upstream.run_fused_head(model, of_model, _is_all_scored(inputs))
         return token_logps.float(), outputs
 
     # ---- Logs ----------------------------------------------------------------------------------------------------
@@ -487,3 +489,8 @@ class ORPOTrainer(TokenBudgetMixin, StartMixin, GuardMixin, SavingMixin, upstrea
         metrics = self.pair_metrics.of_evaluation(self.state.global_step)
         of_set = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return output._replace(metrics={**(output.metrics or {}), **of_set})
+
+
+def _is_all_scored(inputs) -> bool:
+    """Whether so few positions have no label that computing them costs less than waiting for their number."""
+    return inputs["work"]["scored"] > 0.95 * inputs["work"]["positions"]

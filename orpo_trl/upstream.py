@@ -117,6 +117,7 @@ NEEDS = (
     Need(f"{_UTILS}.add_fused_lm_head", "log-probabilities without logits", ("model", "cast_lm_head_to_fp32")),
     Need(f"{_UTILS}._CHUNKED_LOGPROB_CHUNK_SIZE", "tiles of the LM head that fit a CPU's cache"),
     Need("trl.kernels.chunked_logprob.TOKEN_CHUNK_SIZE", "tiles of the LM head that fit a CPU's cache"),
+    Need(f"{_UTILS}._use_triton", "an LM head for which the host does not wait", ("device",)),
     Need("peft.utils.other.TrainableTokensWrapper", "a head of which an adapter trains the rows of some tokens"),
     Need("peft.utils.other.TrainableTokensWrapper.token_adapter", "a head of which an adapter trains the rows of some "
          "tokens", is_of_instances=True),
@@ -161,7 +162,8 @@ NEEDS = (
     Need("transformers.utils.PushInProgress", "telling pushes that have failed", ("jobs",)),
     Need(f"{_TRAINER}._load_optimizer_and_scheduler", "the learning rate of a resumed run", ("checkpoint",)),
     Need(f"{_TRAINER}._save", "the plain model of FSDP's shards", ("output_dir", "state_dict")),
-    Need("accelerate.state.AcceleratorState.deepspeed_plugin", "the stage of ZeRO"),
+    Need("accelerate.state.AcceleratorState.deepspeed_plugin", "the stage of ZeRO, and gradients that are summed in "
+         "fp32"),
     Need("trl.trainer.base_trainer._BaseTrainer", "`model_init`: what SFTTrainer does to a model, without a Trainer"),
     Need(f"{_SFT}.maybe_activation_offload_context", "`activation_offloading` of a model of `model_init`",
          is_of_instances=True),
@@ -256,6 +258,7 @@ try:
     from trl.trainer.utils import get_trackio_space_url as get_trackio_space_url
     from trl.trainer.utils import pad as pad
 
+    _use_triton = trl_utils._use_triton
     # Tiles of TRL's fused LM head, in tokens and words of the vocabulary, by kind of device. TRL's are made for GPUs:
     # 4,096 tokens by 32,768 words in fp32, several at a time. On a CPU these are often larger than all logits of a
     # batch, and take three times as long as tiles that stay in its cache.
@@ -320,18 +323,30 @@ def settle_head_of_tokens(model: PreTrainedModel) -> None:
     setattr(head, "bias", None)  # noqa: B010 (to a type checker, a module holds tensors alone)
 
 
-def run_fused_head(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+def run_fused_head(model: nn.Module, inputs: dict[str, Any], is_all_scored: bool = False) -> tuple[torch.Tensor, Any]:
     """Forward pass of a model that `add_fused_lm_head` has prepared.
 
     Args:
         model: as it is, or wrapped for a distributed run.
         inputs: what its forward takes; `shift_labels` `[rows, seq]` names the token that each position predicts.
+        is_all_scored: nearly every position has a label. The head then computes all of them. On a GPU TRL's head else
+            picks those with a label, and the host waits for the device until it knows how many there are.
 
     Returns:
         `[rows, seq]`, log-probabilities of `shift_labels`, 0 where a label is -100; and the output of the model.
     """
-    outputs = model(**inputs, fused_lm_head=True, use_cache=False)
+    try:
+        if is_all_scored:
+            trl_utils._use_triton = _never
+        outputs = model(**inputs, fused_lm_head=True, use_cache=False)
+    finally:
+        trl_utils._use_triton = _use_triton
     return outputs.log_probs, outputs
+
+
+def _never(device: torch.device) -> bool:
+    """In place of TRL's `_use_triton` where its head decides whether to pick positions; the kernels have their own."""
+    return False
 
 
 # ---- Attention -------------------------------------------------------------------------------------------------------
@@ -539,6 +554,7 @@ class HookedSFTTrainer(SFTTrainer):
         # goes by this attribute, which it has found from the model. (`loss_is_scaled_for_ga` says the same, but early
         # releases of transformers 5 do not know it.)
         self.model_accepts_loss_kwargs = True
+        self._sum_gradients_in_fp32()
         self.run_folder = Path(self.args.output_dir)
         # Where the checkpoint that is being saved is made, and the optimizer's settings as this start asks for them.
         self._made_in: Path | None = None
@@ -573,6 +589,16 @@ class HookedSFTTrainer(SFTTrainer):
             plugin: Any = self.accelerator.state.deepspeed_plugin
             return f"zero{plugin.zero_stage}"
         return "fsdp" if self.is_fsdp_enabled else "none"
+
+    def _sum_gradients_in_fp32(self) -> None:
+        """Let ZeRO sum the gradients of a step's passes in fp32, unless the user has set another dtype.
+
+        DeepSpeed's default is the dtype of the weights: in bf16 a sum of 32 gradients loses what each adds below its
+        8 bits. Under DDP and FSDP2 the gradients are fp32 anyway.
+        """
+        if self.args.bf16 and self.sharding in ("zero2", "zero3"):
+            plugin: Any = self.accelerator.state.deepspeed_plugin
+            plugin.deepspeed_config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
 
     @property
     def is_saving_checkpoint(self) -> bool:

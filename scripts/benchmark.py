@@ -6,7 +6,10 @@
 Three sides train a Mistral of random weights on the same pairs in the same order: TRL, ours padded, ours with shared
 prefixes. Each measurement is a process of its own, so that its memory is its own too, and the sides take turns, each
 round on other pairs, so that a machine that slows down slows all of them. A step is timed from its predecessor's end to
-its own: batch, forward, backward, optimizer and log. MFU counts 6 FLOP per weight and unique token, without attention.
+its own: batch, forward, backward, optimizer and log. MFU is that of a run's log (`throughput/mfu_percent`): the
+operations of weights and attention that the pairs need, each prompt once, without recomputation.
+
+`--ladder` measures no other trainer, but what single settings of ours give, one after another, each with its loss.
 """
 
 import argparse
@@ -23,12 +26,15 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from orpo_trl.devices import find_device
+from orpo_trl.flops import flops, matrix_weights
+from orpo_trl.lengths import PairLengths
 
 SIDES = {"trl": "TRL", "padded": "ours, padded", "shared_prefix": "ours, shared prefix"}
 # hidden size, intermediate size, layers, attention heads, key-value heads
@@ -37,6 +43,18 @@ MODEL_SIZES = {
     "90m": (512, 1792, 16, 8, 4),
     "1b": (2048, 5632, 22, 32, 4),
     "7b": (4096, 14336, 32, 32, 8),
+}
+# Steps of the ladder, each with its settings of `ORPOConfig`. Times and memory are set beside those of the first. What
+# speeds up several GPUs (ZeRO's buckets, FSDP2's `reshard_after_forward`) is not here: docs/speed.md.
+_CHECKPOINTING = {"gradient_checkpointing": True}
+LADDER: dict[str, dict] = {
+    "checkpointing": _CHECKPOINTING,
+    "selective checkpointing": {**_CHECKPOINTING, "gradient_checkpointing_kwargs": {"selective": True}},
+    "no checkpointing": {"gradient_checkpointing": False},
+    "checkpointing, Liger's layers": {**_CHECKPOINTING, "use_liger_kernel": True},
+    "checkpointing, compiled": {**_CHECKPOINTING, "torch_compile": True},
+    "no checkpointing, compiled": {"gradient_checkpointing": False, "torch_compile": True},
+    "no checkpointing, padded": {"gradient_checkpointing": False, "pair_layout": "padded"},
 }
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets")
 
@@ -52,25 +70,11 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     rows = read_rows(options.data, options.rows)
     kept = comparable(rows, load_tokenizer(options.tokenizer), options.max_length)
+    if options.ladder is not None:
+        return climb(options, kept, console)
     sides = [side for side in SIDES if side not in options.without]
     plan = {batch: pairs_of_rounds(kept, batch, options) for batch in options.batch_size}
-    report = {
-        "date": time.strftime("%Y-%m-%d"),
-        "hardware": hardware(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "settings": {
-            "data": options.data.name,
-            "tokenizer": Path(options.tokenizer).name,
-            **{
-                name: value
-                for name, value in vars(options).items()
-                if name not in ("data", "tokenizer", "json", "measure")
-            },
-        },
-        "steps": [],
-        "logging": [],
-        "preparation": {},
-    }
+    report = {**about(options), "steps": [], "logging": [], "preparation": {}}
 
     def save() -> None:
         if options.json:
@@ -105,6 +109,45 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def about(options: argparse.Namespace) -> dict:
+    """Date, hardware, versions and settings of a report."""
+    own = ("data", "tokenizer", "json", "measure")
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "hardware": hardware(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "settings": {
+            "data": options.data.name,
+            "tokenizer": Path(options.tokenizer).name,
+            **{name: value for name, value in vars(options).items() if name not in own},
+        },
+    }
+
+
+def climb(options: argparse.Namespace, rows: list[dict], console: Console) -> int:
+    """Measure each step of the ladder on the same pairs, and show time, memory and loss beside those of the first."""
+    report = {**about(options), "ladder": []}
+    steps = {name: LADDER[name] for name in options.ladder or LADDER}
+    with Progress(console=console) as progress:
+        task = progress.add_task("", total=len(options.batch_size) * len(steps) * options.rounds)
+        for batch in options.batch_size:
+            rounds = pairs_of_rounds(rows, batch, options)
+            runs: dict[str, list[dict]] = {name: [] for name in steps}
+            for pairs in rounds:
+                for name, settings in steps.items():
+                    progress.update(task, description=f"{name}, {batch} pairs a step")
+                    job = {**job_of(options), "what": "steps", "batch_size": batch, "side": "shared_prefix"}
+                    runs[name].append(run_measurement({**job, "settings": settings}, pairs))
+                    progress.advance(task)
+            report["ladder"].append(summary(batch, runs, beside=next(iter(steps))))
+            if options.json:
+                options.json.write_text(json.dumps(report, indent=2) + "\n")
+    console.print(table_of(report, report["ladder"], "the first"))
+    if options.json:
+        console.print(f"Written to {options.json}.")
+    return 0
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     head, example = (__doc__ or "").split("\n\n", 2)[:2]
     parser = argparse.ArgumentParser(
@@ -133,6 +176,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="timed with all metrics, and as many without (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations, on every side")
+    parser.add_argument(
+        "--ladder",
+        nargs="*",
+        choices=LADDER,
+        metavar="SETTING",
+        help=f"measure these settings instead of trainers, by default all: {', '.join(LADDER)}",
+    )
     parser.add_argument("--without", nargs="+", choices=SIDES, default=[], metavar="SIDE", help=", ".join(SIDES))
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the results here, after each batch size")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # one measurement, in a process of its own
@@ -282,7 +332,7 @@ def make_trainer(side: str, rows: list[dict], tokenizer, model, folder: str, **o
         module = importlib.import_module("trl.experimental.orpo")
     else:
         module = importlib.import_module("orpo_trl")
-        options |= {"pair_layout": side, "nll_reduction": "micro_batch_mean"}
+        options = {"pair_layout": side, "nll_reduction": "micro_batch_mean", **options}
     args = module.ORPOConfig(
         folder, report_to="none", use_cpu=not torch.cuda.is_available(), bf16=False, logging_steps=1,
         disable_tqdm=True, seed=0, save_strategy="no", train_sampling_strategy="sequential", learning_rate=1e-5,
@@ -311,7 +361,7 @@ def measure_steps(job: dict) -> dict:
         trainer = make_trainer(
             job["side"], rows, tokenizer, model, folder, max_length=job["max_length"],
             max_steps=len(rows) // batch, per_device_train_batch_size=batch, optim=job["optim"],
-            gradient_checkpointing=job["gradient_checkpointing"],
+            **{"gradient_checkpointing": job["gradient_checkpointing"], **job.get("settings", {})},
         )  # fmt: skip
         trainer.add_callback(Clock())
         trainer.train()
@@ -325,9 +375,17 @@ def measure_steps(job: dict) -> dict:
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "peak_bytes": peak,
         "estimated_bytes": None if job["side"] == "trl" else estimate_peak(trainer, rows, steps, batch),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "flops": needed_flops(model, rows[warmup * batch :]),
         "tokens": steps[warmup:],
     }
+
+
+def needed_flops(model, rows: list[dict]) -> float:
+    """Floating-point operations that the pairs need, as a run's log counts them."""
+    prompt, chosen, rejected = np.array([row["lengths"] for row in rows]).T
+    lengths = PairLengths(prompt, chosen - prompt, rejected - prompt)
+    scored = (chosen - 1).sum() + lengths.rejected.sum()  # `nll_scope: sequence`
+    return flops(matrix_weights(model), int(lengths.unique.sum()), int(lengths.attended.sum()), int(scored))
 
 
 def measure_logging(job: dict) -> dict:
@@ -412,8 +470,8 @@ def measure_preparation(job: dict) -> dict:
 # ---- The report ------------------------------------------------------------------------------------------------------
 
 
-def summary(batch: int, runs: dict[str, list[dict]]) -> dict:
-    """Figures of one batch size, by side, over all rounds; speed-up and efficiency against TRL on the same steps."""
+def summary(batch: int, runs: dict[str, list[dict]], beside: str = "trl") -> dict:
+    """Figures of one batch size, by side, over all rounds; speed-up and efficiency against one side's same steps."""
     result: dict = {"batch_size": batch, "sides": {}}
     for side, rounds in runs.items():
         errors = [run["error"] for run in rounds if "error" in run]
@@ -433,8 +491,8 @@ def summary(batch: int, runs: dict[str, list[dict]]) -> dict:
             **({} if side == "trl" else {"estimated_gib": max(run["estimated_bytes"] for run in rounds) / 2**30}),
         }
         if peak_flops():
-            entry["mfu"] = 6 * rounds[0]["parameters"] * entry["unique_tokens_per_s"] / peak_flops()
-        baseline = result["sides"].get("trl", entry if side == "trl" else {"error": "not run"})
+            entry["mfu"] = sum(run["flops"] for run in rounds) / sum(seconds) / peak_flops()
+        baseline = result["sides"].get(beside, entry if side == beside else {"error": "not run"})
         if "error" not in baseline:
             entry["speed_up"] = entry["pairs_per_s"] / baseline["pairs_per_s"]
             entry["efficiency"] = entry["speed_up"] / result["bound"]
@@ -458,7 +516,7 @@ def peak_flops() -> float | None:
     return device and device.peak_flops
 
 
-# Heading, entry of the summary, format.
+# Heading, entry of the summary, format. `{}` is what a side is compared with.
 COLUMNS = (
     ("ms/step", "ms_per_step", ".0f"),
     ("pairs/s", "pairs_per_s", ".2f"),
@@ -467,13 +525,13 @@ COLUMNS = (
     ("efficiency", "efficiency", ".2f"),
     ("peak GiB", "peak_gib", ".2f"),
     ("estimate", "estimated_gib", ".2f"),
-    ("of TRL's", "memory_ratio", ".2f"),
+    ("memory of {}", "memory_ratio", ".2f"),
     ("loss difference", "loss_difference", ".0e"),
     ("MFU", "mfu", ".1%"),
 )
 
 
-def show(report: dict, console: Console) -> None:
+def table_of(report: dict, steps: list[dict], beside: str) -> Table:
     settings = report["settings"]
     title = f"Mistral {settings['model_size']}, {settings['data']}, max_length {settings['max_length']}"
     table = Table(title=f"{title}, {report['hardware']}", title_justify="left")
@@ -481,13 +539,18 @@ def show(report: dict, console: Console) -> None:
     table.add_column("pairs a step", justify="right")
     table.add_column("side")
     for heading, _, _ in columns:
-        table.add_column(heading, justify="right")
-    for step in report["steps"]:
+        table.add_column(heading.format(beside), justify="right")
+    for step in steps:
         for side, entry in step["sides"].items():
             cells = [format(entry[name], form) if name in entry else "–" for _, name, form in columns]
-            table.add_row(str(step["batch_size"]), SIDES[side], *([entry["error"]] if "error" in entry else cells))
+            cells = [entry["error"]] if "error" in entry else cells
+            table.add_row(str(step["batch_size"]), SIDES.get(side, side), *cells)
         table.add_section()
-    console.print(table)
+    return table
+
+
+def show(report: dict, console: Console) -> None:
+    console.print(table_of(report, report["steps"], "TRL"))
     for step in report["steps"]:
         if "bound" in step:
             console.print(

@@ -57,6 +57,37 @@ def test_all_sides_train_on_the_same_pairs(folder):
 
 
 @pytest.mark.slow
+def test_ladder_has_each_setting_with_the_loss_of_the_first(folder):
+    done = run(
+        *"--data pairs.jsonl --tokenizer tokenizer --model-size 10m --batch-size 2 --pairs 2 --rounds 1".split(),
+        *["--max-length", "128", "--json", "out.json", "--ladder", "checkpointing", "selective checkpointing"],
+        cwd=folder,
+    )
+    (step,) = json.loads((folder / "out.json").read_text())["ladder"]
+    assert list(step["sides"]) == ["checkpointing", "selective checkpointing"]
+    for entry in step["sides"].values():
+        assert entry["loss_difference"] < 1e-5
+    assert "memory of the first" in done.stdout
+
+
+def test_mfu_counts_the_operations_that_a_run_logs():
+    """Of two pairs, by hand: 6 for each weight and token, the head's for scored tokens; 12 for each pair of tokens."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    needed_flops = runpy.run_path(str(SCRIPT))["needed_flops"]
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2)
+    )
+    head = 11 * 8
+    body = sum(weight.numel() for weight in model.parameters()) - 2 * head
+    # Prompt 3, chosen 2, rejected 1; prompt 2, chosen 1, rejected 2.
+    rows = [{"lengths": [3, 5, 4]}, {"lengths": [2, 3, 4]}]
+    tokens, scored = 6 + 5, (4 + 1) + (2 + 2)
+    seen = (1 + 2 + 3 + 4 + 5) + 4 + (1 + 2 + 3) + (3 + 4)
+    assert needed_flops(model, rows) == 6 * body * tokens + 6 * head * scored + 12 * 8 * 2 * seen
+
+
+@pytest.mark.slow
 def test_a_side_that_fails_is_named_and_the_others_are_reported(folder):
     run(
         *"--data pairs.jsonl --tokenizer tokenizer --model-size 10m --batch-size 2 --pairs 2 --rounds 1".split(),

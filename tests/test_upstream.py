@@ -146,6 +146,34 @@ def test_fused_head_gives_the_log_probabilities_of_the_labels():
     assert getattr(outputs, "logits", None) is None
 
 
+@pytest.mark.parametrize("is_all_scored", [False, True])
+def test_where_all_positions_are_scored_the_head_does_not_pick_them(monkeypatch, is_all_scored):
+    """On a GPU each pick by a mask waits for the device. TRL's head picks where `_use_triton` finds one."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from trl.trainer import utils
+
+    picks = []
+
+    class Picks(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.index.Tensor and args[1][0].dtype == torch.bool:
+                picks.append(func)
+            return func(*args, **(kwargs or {}))
+
+    model = tiny_model(vocabulary=50)
+    upstream.add_fused_lm_head(model)
+    ids = torch.arange(1, 33)[None]
+    inputs = {"input_ids": ids, "shift_labels": torch.cat([ids[:, 1:], torch.tensor([[-100]])], 1)}
+    expected, _ = upstream.run_fused_head(model, inputs)
+    for module in (upstream, utils):
+        monkeypatch.setattr(module, "_use_triton", lambda device: True)
+    with Picks():
+        logps, _ = upstream.run_fused_head(model, inputs, is_all_scored)
+    assert len(picks) == (0 if is_all_scored else 2)  # hidden states and labels
+    torch.testing.assert_close(logps, expected)
+    assert utils._use_triton(torch.device("cpu"))  # as before the call
+
+
 def test_the_head_computes_the_tiles_that_a_cpu_is_given(monkeypatch):
     from trl.kernels import chunked_logprob
     from trl.trainer import utils

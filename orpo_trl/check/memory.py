@@ -269,6 +269,12 @@ class _Run:
         trained = self.weights.trained
         return -(-trained // self.sharding.processes) if self.sharding.shards_state else trained
 
+    @property
+    def summed(self) -> int:
+        """Bytes of a gradient that is summed over the passes of a step: upstream.py sets fp32 for bf16 under ZeRO."""
+        is_fp32 = self.sharding.is_deepspeed and self.training.bf16
+        return FP32 if is_fp32 else self.dtypes.trained.itemsize
+
     def state(self) -> dict[str, int]:
         """Bytes that stay during the whole run: weights, master copies, gradients, optimizer, buckets."""
         sharding, size, trained = self.sharding, self.dtypes.trained.itemsize, self.weights.trained
@@ -277,7 +283,7 @@ class _Run:
         shards = sharding.processes if sharding.shards_weights else 1
         state = {
             "weights": self.frozen() // shards + (self.share if sharding.shards_weights else trained) * size,
-            "gradients": self.share * size,
+            "gradients": self.share * self.summed,
             "optimizer": self.optimizer(),
         }
         if sharding.is_deepspeed:
@@ -391,4 +397,4 @@ class _Run:
         if self.sharding.strategy == "zero3":
             group = min(group, SUB_GROUP)
         # The gradients of the group in one piece, and then in fp32.
-        return group * (size + (FP32 if size != FP32 else 0) + denominators * FP32)
+        return group * (self.summed + (FP32 if self.summed != FP32 else 0) + denominators * FP32)

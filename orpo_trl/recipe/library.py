@@ -10,7 +10,7 @@ from pathlib import Path
 from orpo_trl.paths import RECIPES
 
 REQUIRED = ("Reproduces", "Source", "Hardware", "Expect", "Inferred")
-FIELDS = (*REQUIRED, "Conflicts", "Needs")
+FIELDS = ("Reproduces", "Source", "Hardware", "Memory", "Expect", "Inferred", "Conflicts", "Needs")
 
 
 @dataclass(frozen=True)

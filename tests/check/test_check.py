@@ -314,6 +314,17 @@ def test_memory_is_compared_with_the_gpu():
     assert check("quickstart", "--gpu", "h100")[1]["Memory"][0] == "✓"
 
 
+def test_a_faster_setting_that_fits_is_proposed():
+    checkpointing = ("quickstart", "--gradient_checkpointing", "true")
+    text = check(*checkpointing, "--gpu", "h100")[1]["Memory"][1]
+    assert "Faster, and it fits too: --gradient_checkpointing false takes" in text
+    # The layers' forward pass of three passes, in a model that is nearly all LM head and embeddings.
+    assert 0 < int(number(r"(\d+)% fewer operations", text)) <= 25
+    needs = float(number(r"at the peak +([\d.]+) GiB", text))
+    assert "Faster" not in check(*checkpointing, "--gpu_memory", needs * 1.02)[1]["Memory"][1]
+    assert "Faster" not in check("quickstart", "--gpu", "h100")[1]["Memory"][1]  # it has no checkpointing
+
+
 def test_cost_follows_from_time_gpus_and_price():
     assert check("quickstart", "--gpu", "h100")[1]["Time and cost"][0] == "skipped"  # in 32 bits
     steps = check(

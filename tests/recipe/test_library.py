@@ -1,3 +1,4 @@
+import re
 import runpy
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from support.small import REPOSITORY
 from orpo_trl.recipe.library import FIELDS, RecipeHeader, read_header, shipped_recipes
 
 MAKER = runpy.run_path(str(REPOSITORY / "scripts" / "make_recipes_readme.py"))
-GROUPS, readme = MAKER["GROUPS"], MAKER["readme"]
+GROUPS, readme, memory_text, with_memory = (MAKER[name] for name in ("GROUPS", "readme", "memory_text", "with_memory"))
 
 HEADER = """\
 # A title: with a colon
@@ -87,6 +88,21 @@ def test_headers_of_the_authors_models_name_where_their_code_differs():
 def test_overview_is_made_from_the_headers():
     """If this fails: `python scripts/make_recipes_readme.py` makes the file again."""
     assert (REPOSITORY / "recipes" / "README.md").read_text(encoding="utf-8") == readme(shipped_recipes())
+
+
+@pytest.mark.slow
+def test_memory_of_each_header_is_what_the_estimate_gives_and_fits_the_hardware():
+    """If this fails: `python scripts/make_recipes_readme.py` makes the headers again."""
+    for recipe in shipped_recipes():
+        text = (REPOSITORY / "recipes" / f"{recipe.name}.yaml").read_text(encoding="utf-8")
+        memory = memory_text(recipe)
+        assert with_memory(text, memory) == text, recipe.name
+        if memory is not None:
+            gib, gigabytes = (float(re.search(pattern, found)[1]) for pattern, found in (
+                (r"at most ([\d.]+) GiB", memory), (r"(\d+) GB", recipe.fields["Hardware"])
+            ))  # fmt: skip
+            assert gib * 2**30 < 0.9 * gigabytes * 1e9, recipe.name
+    assert sum("Memory" in recipe.fields for recipe in shipped_recipes()) == len(shipped_recipes()) - 1  # quickstart
 
 
 def test_overview_names_recipes_that_it_does_not_list():

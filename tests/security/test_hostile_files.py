@@ -304,7 +304,10 @@ def test_template_is_stopped(template, words, recipe, tmp_path, canary):
         # Jinja computes it while it reads the template, and swallows the first error there.
         ("{{ 10**(10**8) }}", "within 10 seconds"),
         # Which limit it meets first, time or memory, is a matter of the machine.
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{{ 'x' * 99 }}{% endfor %}{% endfor %}", "of memory|within 10 s"),
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{{ 'x' * 99 }}{% endfor %}{% endfor %}",
+            "of memory|within 10 s",
+        ),
     ],
     ids=["loop", "power", "output"],
 )

@@ -77,7 +77,9 @@ def main(job: dict) -> None:
     trainer.save_model()
     if trainer.is_world_process_zero():
         torch.save(logits, output / "logits.pt")
+        engine = trainer.deepspeed
         result = {
+            "gradients_summed_in": str(engine.optimizer.gradient_accumulation_dtype) if engine else None,
             "ranks": trainer.accelerator.num_processes,
             "engine": str(trainer.accelerator.distributed_type),
             **sharding,
