@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.attention.varlen  # registers its operator
 from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -133,6 +134,8 @@ NEEDS = (
     # ---- Attention
     Need("transformers.PreTrainedConfig._attn_implementation", "the attention that reads packed rows"),
     Need("transformers.utils.generic.is_flash_attention_requested", "the kernel of a packed row", ("config",)),
+    Need("trl.models.selective_activation_checkpointing._aten_attention_ops", "selective checkpointing of packed rows"),
+    Need("torch.ops.torch_attn._varlen_attn.default", "selective checkpointing of packed rows"),
     Need("transformers.models.mistral.modeling_mistral.eager_attention_forward", "packed rows with `eager` attention; "
          "each model's module has one", ("module", "query", "key", "value", "attention_mask")),
     # ---- Data
@@ -248,6 +251,7 @@ try:
     from transformers.utils.generic import is_flash_attention_requested as is_flash_attention_requested
     from trl import SFTTrainer
     from trl.kernels import chunked_logprob
+    from trl.models import selective_activation_checkpointing as selective
     from trl.models import unwrap_model_for_generation as unwrap_model_for_generation
     from trl.trainer import utils as trl_utils
     from trl.trainer.base_trainer import _BaseTrainer
@@ -365,6 +369,13 @@ def eager_attention(model: PreTrainedModel) -> Callable[..., Any]:
     """A model's own `eager` attention: each model's module brings one, which AttentionInterface does not have."""
     return sys.modules[type(model).__module__].eager_attention_forward
 
+
+def _attention_ops(of_trl: Callable[[], set] = selective._aten_attention_ops) -> set:
+    """Attention whose output selective checkpointing keeps: TRL's, and torch's variable-length one."""
+    return of_trl() | {torch.ops.torch_attn._varlen_attn.default}
+
+
+selective._aten_attention_ops = _attention_ops
 
 # ---- Weights ---------------------------------------------------------------------------------------------------------
 

@@ -490,8 +490,9 @@ def summary(batch: int, runs: dict[str, list[dict]], beside: str = "trl") -> dic
             "losses": [run["losses"][0] for run in rounds],
             **({} if side == "trl" else {"estimated_gib": max(run["estimated_bytes"] for run in rounds) / 2**30}),
         }
-        if peak_flops():
-            entry["mfu"] = sum(run["flops"] for run in rounds) / sum(seconds) / peak_flops()
+        peak = peak_flops()
+        if peak:
+            entry["mfu"] = sum(run["flops"] for run in rounds) / sum(seconds) / peak
         baseline = result["sides"].get(beside, entry if side == beside else {"error": "not run"})
         if "error" not in baseline:
             entry["speed_up"] = entry["pairs_per_s"] / baseline["pairs_per_s"]

@@ -482,10 +482,10 @@ def test_resumed_run_of_four_steps_trains_none_more(tokenizer, tmp_path, is_stre
 
 def test_gradient_checkpointing_changes_nothing(tokenizer, tmp_path):
     plain = train(tiny_model(), tokenizer, make_dataset(8), tmp_path)
-    for reentrant in (True, False):
+    for kind in ({"use_reentrant": True}, {"use_reentrant": False}, {"selective": True}):
         again = train(
             tiny_model(), tokenizer, make_dataset(8), tmp_path, gradient_checkpointing=True,
-            gradient_checkpointing_kwargs={"use_reentrant": reentrant},
+            gradient_checkpointing_kwargs=kind,
         )  # fmt: skip
         for entry, other in zip(train_logs(plain), train_logs(again), strict=True):
             assert other["grad_norm"] == pytest.approx(entry["grad_norm"], rel=1e-5)

@@ -193,6 +193,16 @@ def test_the_head_computes_the_tiles_that_a_cpu_is_given(monkeypatch):
     assert not any(len(size) == 2 and size[-1] == 50 and size[0] > 8 for size in sizes)
 
 
+def test_selective_checkpointing_keeps_the_attention_of_packed_rows():
+    from torch.utils.checkpoint import CheckpointPolicy
+    from trl.models import selective_activation_checkpointing as selective
+
+    policy = selective._build_policy_fn(selective._aten_attention_ops())
+    kept = [torch.ops.torch_attn._varlen_attn.default, torch.ops.aten._scaled_dot_product_flash_attention.default]
+    assert {policy(None, op) for op in kept} == {CheckpointPolicy.MUST_SAVE}
+    assert policy(None, torch.ops.aten.mm.default) == CheckpointPolicy.PREFER_RECOMPUTE
+
+
 def test_the_name_of_an_attention_is_read_and_set():
     config = MistralConfig()
     upstream.set_attention_name(config, "sdpa")
