@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 KEY_VARIABLE = "OPENAI_API_KEY"
+_OPENAI = "https://api.openai.com"
 # Servers of one's own need no key, but the library sends one.
 _NO_KEY = "none"
 # Seconds before a request is sent again whose answer could not be read; they double each time. The library's own are
@@ -82,11 +83,19 @@ class Endpoint:
     retries: int = 8
 
     def __post_init__(self):
-        parts = urlsplit(self.url or "https://api.openai.com")
+        parts = urlsplit(self.url or _OPENAI)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"endpoint: expected an address such as http://localhost:8000/v1, received {self.url!r}")
         if parts.username or parts.password:
             raise ValueError(f"endpoint: expected an address without a user; a key is read from {KEY_VARIABLE}")
+
+    @property
+    def name(self) -> str:
+        """The model, and where it runs unless that is OpenAI: a name alone does not say who answers there."""
+        parts = urlsplit(self.url or os.environ.get("OPENAI_BASE_URL") or _OPENAI)
+        if parts.hostname == urlsplit(_OPENAI).hostname:
+            return self.model
+        return f"{self.model} at {parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
 
     def ask(self, messages: Sequence[Message], **sampling: Any) -> Reply:
         """The answer to a conversation.

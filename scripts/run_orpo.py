@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from transformers import PreTrainedModel, set_seed
+from transformers.utils import is_peft_available
 from trl import get_peft_config, get_quantization_config
 
 from orpo_trl import ORPOTrainer
@@ -70,6 +71,8 @@ def main(arguments: list[str]) -> None:
     problem = world_problem(PartialState().num_processes)
     if problem:
         fail(problem)
+    if model_args.use_peft and not is_peft_available():
+        fail("`use_peft: true` needs peft: pip install 'orpo-trl[peft]'")
     set_up_logging()
     set_seed(training_args.seed)
     problem = folder_problem(Path(cast(str, training_args.output_dir)))

@@ -27,6 +27,22 @@ def ask_all(endpoint: Endpoint, requests: list[Request]) -> list[Reply | Endpoin
     return [found[index] for index in range(len(requests))]
 
 
+@pytest.mark.parametrize(
+    ("url", "variable", "name"),
+    [
+        (None, None, "gpt-4"),
+        ("https://api.openai.com/v1", "http://other:1/v1", "gpt-4"),
+        (None, "http://me:secret@localhost:8000/v1/", "gpt-4 at localhost:8000/v1"),
+        ("http://127.0.0.1:9/v1", None, "gpt-4 at 127.0.0.1:9/v1"),
+    ],
+)
+def test_the_name_of_an_endpoint_says_where_the_model_runs(url, variable, name, monkeypatch):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    if variable:
+        monkeypatch.setenv("OPENAI_BASE_URL", variable)
+    assert Endpoint(url, "gpt-4").name == name
+
+
 def test_answers_come_by_index_and_each_request_is_sent_once():
     def slowly(body):
         time.sleep(0.05)

@@ -40,7 +40,7 @@ class Figures(NamedTuple):
 MISTRAL, LLAMA, QWEN = "mistralai/Mistral-7B-v0.1", "meta-llama/Llama-3.1-8B", "Qwen/Qwen3-8B-Base"
 PREFS, NO_TEST, TEST, HELD_OUT = ("train_prefs", "test_prefs"), ("train", None), ("train", "test"), ("train", "rows")
 ALPHA = Figures(
-    MISTRAL, H4, PREFS, 0.1, 5e-6, "inverse_sqrt", 200, 5, (1792, 2048), (4, 8, 1), "adamw_torch",
+    MISTRAL, H4, PREFS, 0.1, 5e-6, "inverse_sqrt", 200, 5, (1792, 2048), (4, 8, 1), "adamw_torch_fused",
     "micro_batch_mean", "zero3",
 )  # fmt: skip
 BETA = ALPHA._replace(dataset=ARGILLA, splits=NO_TEST)
@@ -73,15 +73,15 @@ FIGURES = {
     "qwen3_8b": QWEN_8B,
     # The Llama-3 tutorial.
     "llama31_8b_qlora": Figures(
-        LLAMA, "mlabonne/orpo-dpo-mix-40k", HELD_OUT, 0.1, 8e-6, "linear", 10, 1, (512, 1024), (1, 2, 4),
+        LLAMA, "mlabonne/orpo-dpo-mix-40k", HELD_OUT, 0.1, 8e-6, "linear", 10, 1, (512, 1024), (1, 8, 1),
         "paged_adamw_8bit", "token_mean", None,
     ),
-    # axolotl's example.
-    "qwen3_8b_qlora": QWEN_8B._replace(learning_rate=2e-4, batch=(1, 2, 4), deepspeed=None),
+    # axolotl's example, as the tutorial above in micro-batches of 2: the step is the same.
+    "qwen3_8b_qlora": QWEN_8B._replace(learning_rate=2e-4, batch=(1, 8, 1), deepspeed=None),
     # The authors advise 0.5 to 1.0 for small models.
     "qwen_0.5b": QWEN_8B._replace(
         model="Qwen/Qwen2.5-0.5B", beta=0.5, learning_rate=2e-5, lengths=(512, 1024), batch=(1, 8, 4),
-        optim="adamw_torch", deepspeed="zero2",
+        optim="adamw_torch_fused", deepspeed="zero2",
     ),
     "quickstart": Figures(
         "recipes/quickstart/model", "recipes/quickstart/data", TEST, 0.5, 3e-3, "cosine", 10, 15,

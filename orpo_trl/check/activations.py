@@ -102,7 +102,9 @@ def _run(config, model_args, training, micro_batch, dtypes, device) -> tuple[int
         model = with_adapter(causal, model_args).train()
     disable_dropout(model)
     if training.gradient_checkpointing:
-        causal.gradient_checkpointing_enable(training.gradient_checkpointing_kwargs or {"use_reentrant": False})
+        kwargs = dict(training.gradient_checkpointing_kwargs or {"use_reentrant": False})
+        kwargs.pop("selective", None)  # TRL's own key
+        causal.gradient_checkpointing_enable(kwargs)
         if model is not causal:
             causal.enable_input_require_grads()
     rows = 1 if micro_batch.is_packed else micro_batch.rows

@@ -5,7 +5,8 @@ State (weights, gradients, optimizer) is counted from the model on the meta devi
 
 The estimate for a CPU is tested against real processes. The estimate for a GPU follows the same rules and is not yet
 compared with a GPU; it leaves out the fragmentation of CUDA's caching allocator. All layers count as equal. Left out:
-the host memory for loading a checkpoint, `torch_compile`, and evaluation.
+the host memory for loading a checkpoint, `torch_compile`, evaluation, and the outputs of attention that selective
+checkpointing keeps.
 """
 
 from dataclasses import dataclass

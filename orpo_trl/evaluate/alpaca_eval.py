@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, simplefilter
 
+from orpo_trl.commands import Unfinished
 from orpo_trl.evaluate.answers import find_answers, rows_with
-from orpo_trl.evaluate.judge import Judge, endpoint_of, judge_all, missing_note, path_of
+from orpo_trl.evaluate.judge import GOES_ON, Judge, endpoint_of, judge_all, missing_note, path_of
 from orpo_trl.evaluate.options import Options, Target
 from orpo_trl.evaluations import UNKNOWN_TEMPLATE, Evaluation, Figure
 from orpo_trl.run_folder import now
@@ -101,7 +102,8 @@ def _judged(
     single.fn_completions = sender.send
     with redirect_stderr(StringIO()):  # a progress bar of one step; `send` has its own
         rows = annotator.annotate_head2head(outputs_1=references, outputs_2=answers, is_ordered=True, chunksize=None)
-    judge = asked.configuration if model == usual else f"{model} with the prompt of {asked.configuration}"
+    name = endpoint_of(options, model).name
+    judge = asked.configuration if name == usual else f"{name} with the prompt of {asked.configuration}"
     settings = {
         "judge_model": model,
         "judge_sampling": sender.sampling,
@@ -215,7 +217,10 @@ def _evaluation(
     problem = settings.pop("judge_problem", None)
     missing = [number for number, row in enumerate(rows, 1) if _is_missing(row["preference"])]
     if len(missing) == len(rows):
-        raise ValueError(f"{options.benchmark}: none of {len(rows)} answers has a verdict. For example: {problem}")
+        none = f"{options.benchmark}: none of {len(rows)} answers has a verdict."
+        if options.annotations is not None:
+            raise ValueError(none)
+        raise Unfinished(f"{none} {GOES_ON} For example: {problem}")
     notes = missing_note(missing, "rows", problem)
     figures = _figures(rows, asked, notes)
     return Evaluation(

@@ -44,7 +44,7 @@ class Judge:
     yes: bool = False
 
     def key(self, messages: Sequence[Message]) -> str:
-        return key_of(self.endpoint.model, messages, self.sampling)
+        return key_of(self.endpoint.name, messages, self.sampling)
 
 
 @dataclass

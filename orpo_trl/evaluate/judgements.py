@@ -16,9 +16,9 @@ from orpo_trl.plain_files import MAX_RECORDS, appending, check_readable
 from orpo_trl.printable import printable
 
 
-def key_of(model: str, messages: Sequence[Message], sampling: Mapping[str, Any]) -> str:
-    """The name of a request by its content: SHA-256 of the judge's model, the conversation and the sampling."""
-    content = json.dumps([model, list(messages), dict(sampling)], sort_keys=True)
+def key_of(judge: str, messages: Sequence[Message], sampling: Mapping[str, Any]) -> str:
+    """The name of a request by its content: SHA-256 of judge (`Endpoint.name`), conversation and sampling."""
+    content = json.dumps([judge, list(messages), dict(sampling)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from orpo_trl.commands import Unfinished
 from orpo_trl.evaluate.answers import find_answers, rows_with
-from orpo_trl.evaluate.judge import Judge, endpoint_of, judge_all, missing_note, path_of
+from orpo_trl.evaluate.judge import GOES_ON, Judge, endpoint_of, judge_all, missing_note, path_of
 from orpo_trl.evaluate.mt_bench_prompts import OWN, WITH_REFERENCE, JudgePrompts, read_fastchat
 from orpo_trl.evaluate.options import Options, Target
 from orpo_trl.evaluations import UNKNOWN_TEMPLATE, Evaluation, Figure
@@ -76,7 +77,10 @@ def evaluate_mt_bench(target: Target, options: Options) -> Evaluation | None:
 def _evaluation(target: Target, options: Options, turns: Sequence[_Turn], graded: _Graded, template: str) -> Evaluation:
     grades = graded.grades
     if not grades:
-        raise ValueError(f"mt_bench: none of {len(turns)} turns has a verdict. For example: {graded.problem}")
+        none = f"mt_bench: none of {len(turns)} turns has a verdict."
+        if options.annotations is not None:
+            raise ValueError(none)
+        raise Unfinished(f"{none} {GOES_ON} For example: {graded.problem}")
     missing = [str(turn) for turn in turns if turn not in grades]
     return Evaluation(
         benchmark="mt_bench",
@@ -137,7 +141,8 @@ def _judged(target: Target, options: Options, turns: Sequence[_Turn], questions:
         "judge_tokens": {"prompt": judged.tokens.prompt, "reply": judged.tokens.reply},
     }
     # Such a grade must not be taken for one under FastChat's prompts.
-    judge_name = model if prompts is not OWN else f"{model} with our own wording"
+    name = judge.endpoint.name
+    judge_name = name if prompts is not OWN else f"{name} with our own wording"
     model_judged = target.name
     if target.answers is not None:
         model_judged = str(rows_with(answers_file, ())[0].get("model_id") or target.name)

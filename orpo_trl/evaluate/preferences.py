@@ -5,6 +5,7 @@ rules, so that the figures are those that the run has logged, with intervals, by
 another model.
 """
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -373,8 +374,14 @@ def _of_groups(values: np.ndarray, names: dict[str, list[str]], seed: int) -> Gr
     found: Groups = {}
     for kind, of_pairs in names.items():
         labels = np.array(of_pairs, dtype=object)
-        found[kind] = {label: bootstrap(values[labels == label], seed) for label in dict.fromkeys(of_pairs)}
+        ordered = sorted(set(of_pairs), key=_natural)
+        found[kind] = {label: bootstrap(values[labels == label], seed) for label in ordered}
     return found
+
+
+def _natural(label: str) -> list[tuple[bool, int, str]]:
+    """Sorts `9-12 tokens` before `13-20 tokens`."""
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", label)]
 
 
 def _values(records: Sequence[Record]) -> np.ndarray:

@@ -158,7 +158,7 @@ def prepare_pairs(
     if tokenizer.eos_token_id is None:
         raise ValueError(NO_END_OF_SEQUENCE)
     if not set(columns) & set(ROW_COLUMNS):
-        received = [f"`{column}`" for column in columns if column not in (SOURCE_COLUMN, ROW_COLUMN)]
+        received = [f"`{column}`" for column in columns if column not in ORIGIN_COLUMNS]
         raise ValueError(
             f"The {name} dataset has none of the columns of a pair. Expected `chosen`, `rejected` and a prompt; "
             f"received {', '.join(received) or 'no columns'}."

@@ -189,6 +189,10 @@ def test_less_is_needed_with_more_gpus_checkpointing_smaller_batches_and_lora():
     assert estimate(model_args=LORA).total < base
 
 
+def test_selective_checkpointing_is_estimated_as_checkpointing():
+    assert estimate(gradient_checkpointing_kwargs={"selective": True}).total == estimate().total
+
+
 def test_wrong_names_are_errors_that_list_the_known_ones():
     with pytest.raises(ValueError, match=r"optim: lomo.*Known are.*adamw_torch"):
         estimate(optim="lomo")

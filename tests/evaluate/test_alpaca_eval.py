@@ -20,6 +20,7 @@ from orpo_trl.cli import main
 from orpo_trl.evaluate.alpaca_eval import evaluate_alpaca_eval
 from orpo_trl.evaluate.options import Options, find_target
 from orpo_trl.evaluations import OWN_TEMPLATE, read_evaluations
+from orpo_trl.published import differences, published_figures
 
 # lm-eval and alpaca_eval take long to import, and slow down all tests after them in their process.
 pytestmark = pytest.mark.slow
@@ -54,7 +55,11 @@ def test_the_win_rate_is_the_mean_preference_by_hand(tmp_path):
     assert found.figures["win_rate"].stderr == pytest.approx(100 * stdev(by_hand) / 30**0.5)
     assert (found.benchmark, found.model) == ("alpaca_eval_2", "mine")
     assert (found.asked, found.answered, found.figures["win_rate"].n) == (30, 30, 30)
-    assert found.judge == "weighted_alpaca_eval_gpt4_turbo"
+    # A name alone does not say that OpenAI's model has judged.
+    model = f"gpt-4-1106-preview at {server.url.removeprefix('http://')}"
+    assert found.judge == f"{model} with the prompt of weighted_alpaca_eval_gpt4_turbo"
+    for published in published_figures(found.benchmark):
+        assert f"judged by {model} with" in differences(found, published)[0]
     assert found.template == "unknown"
     [sampling] = {json.dumps({k: v for k, v in b.items() if k != "messages"}, sort_keys=True) for b in server.bodies}
     assert json.loads(sampling) == {
@@ -77,7 +82,8 @@ def test_alpaca_eval_1_reads_ranks(tmp_path):
         found = evaluate(answers, "alpaca_eval_1", reference_outputs=references, endpoint=server.url)
     assert found.figures["win_rate"].value == pytest.approx(100 * 7 / 20)
     assert list(found.figures) == ["win_rate"]
-    assert (found.benchmark, found.judge) == ("alpaca_eval_1", "alpaca_eval_gpt4")
+    judge = f"gpt-4 at {server.url.removeprefix('http://')} with the prompt of alpaca_eval_gpt4"
+    assert (found.benchmark, found.judge) == ("alpaca_eval_1", judge)
     assert {(body["model"], body["max_tokens"], body["temperature"]) for body in server.bodies} == {("gpt-4", 100, 0)}
 
 
@@ -102,7 +108,8 @@ def test_another_judge_is_named(tmp_path):
     answers, references = write_answers(tmp_path, 3)
     with JudgeServer() as server:
         found = evaluate(answers, reference_outputs=references, endpoint=server.url, judge="local-judge", limit=2)
-    assert found.judge == "local-judge with the prompt of weighted_alpaca_eval_gpt4_turbo"
+    where = server.url.removeprefix("http://")
+    assert found.judge == f"local-judge at {where} with the prompt of weighted_alpaca_eval_gpt4_turbo"
     assert {body["model"] for body in server.bodies} == {"local-judge"}
     assert (found.asked, found.limit) == (2, 2)
 

@@ -97,7 +97,7 @@ def test_the_judge_is_shown_what_fastchat_shows(files, tmp_path):
     assert shown == expected
     assert {(body["model"], body["temperature"], body["max_tokens"]) for body in server.bodies} == {("gpt-4", 0, 2048)}
     assert found.figures["score"].value == pytest.approx(mean(grade_of(body) for body in server.bodies))
-    assert found.judge == "gpt-4"
+    assert found.judge == f"gpt-4 at {server.url.removeprefix('http://')}"
     assert found.settings["judge_prompts"] == "FastChat"
 
 
@@ -111,7 +111,7 @@ def test_our_own_wording_holds_both_turns_and_never_passes_for_fastchats(files, 
     assert turns == [{"user": q[n], "assistant": a[n], "known solution": r[n]} for n in (0, 1)]
     [writing] = [body for body in server.bodies if "question 81.2" in body["messages"][1]["content"]]
     assert "reference" not in writing["messages"][1]["content"]
-    assert found.judge == "gpt-4 with our own wording"
+    assert found.judge == f"gpt-4 at {server.url.removeprefix('http://')} with our own wording"
     assert found.settings["judge_prompts"] == "own"
 
 

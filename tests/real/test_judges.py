@@ -50,7 +50,7 @@ def test_published_answers_to_mt_bench_are_judged_as_fastchat_judges(data, tmp_p
     with JudgeServer(lambda body: f"It is good. Rating: [[{grade_of(body)}]]") as server:
         found = mt_bench(data, tmp_path, server)
     assert (found.asked, found.answered, len(server.asked)) == (160, 160, 160)
-    assert found.judge == "gpt-4"
+    assert found.judge == f"gpt-4 at {server.url.removeprefix('http://')}"
     assert {name: figures["score"].n for name, figures in found.groups["category"].items()} == dict.fromkeys(
         ["writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"], 20
     )
