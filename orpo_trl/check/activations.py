@@ -102,7 +102,7 @@ def _run(config, model_args, training, micro_batch, dtypes, device) -> tuple[int
         model = with_adapter(causal, model_args).train()
     disable_dropout(model)
     if training.gradient_checkpointing:
-        kwargs = dict(training.gradient_checkpointing_kwargs or {"use_reentrant": False})
+        kwargs = {"use_reentrant": False, **(training.gradient_checkpointing_kwargs or {})}
         kwargs.pop("selective", None)  # TRL's own key
         causal.gradient_checkpointing_enable(kwargs)
         if model is not causal:
