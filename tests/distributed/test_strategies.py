@@ -106,17 +106,10 @@ def test_two_ddp_processes_have_the_logs_and_weights_of_one(base, tmp_path):
 @slow
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
 def test_zero_sums_the_gradients_of_bf16_in_fp32(engine, base, tmp_path):
-    """Its default is bf16. 20 micro-batches give the gradient that one of all their rows gives, but for rounding."""
-    norms = {}
-    for name, rows in (("one", 20), ("many", 1)):
-        (tmp_path / name).mkdir()
-        split = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 20 // rows}
-        config = {**JOB["config"], **split, "bf16": True, "max_steps": 1}
-        job = {**JOB, "rows": 40, "config": config, "model": base, "output_dir": tmp_path / name}
-        result = train(job, cpu_engine(engine, tmp_path))
-        assert result["gradients_summed_in"] == "torch.float32"
-        norms[name] = curve(result, "grad_norm")
-    assert norms["many"] == pytest.approx(norms["one"], rel=3e-3)
+    """DeepSpeed's default is bf16."""
+    config = {**TWO, "bf16": True, "max_steps": 1}
+    result = train({**JOB, "config": config, "model": base, "output_dir": tmp_path}, cpu_engine(engine, tmp_path))
+    assert result["gradients_summed_in"] == "torch.float32"
 
 
 @slow
