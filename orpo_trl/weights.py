@@ -11,6 +11,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -208,13 +209,24 @@ class _Inert:
         pass
 
 
+def _member(kind: Any, name: Any) -> _Inert:
+    """Stands for `getattr`, by which Python 3.11.0 to 3.11.3 pickle the member of an enumeration."""
+    if name not in getattr(kind, "members", ()):
+        raise UnsafeWeights("it would call builtins.getattr, which no checkpoint of DeepSpeed or torch does")
+    return _Inert()
+
+
 class _Look(pickle.Unpickler):
     """Takes a pickle apart without running anything of it: whatever it calls is replaced by `_Inert`."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if module in ("builtins", "__builtin__") and name == "getattr":  # the second in the format of `torch.save`
+            return _member
         if not _is_known(module, name):
             raise UnsafeWeights(f"it would call {module}.{name}, which no checkpoint of DeepSpeed or torch does")
-        return _Inert
+        found = _own_class(module, name)
+        members = frozenset(found.__members__) if found is not None and issubclass(found, Enum) else frozenset()
+        return type("_InertClass", (_Inert,), {"members": members})
 
     def persistent_load(self, pid: Any) -> Any:
         return _Inert()  # the numbers of a tensor
@@ -236,19 +248,19 @@ def _look_through(path: Path) -> None:
 def _is_known(module: str, name: str) -> bool:
     if module == "torch" and name.endswith("Storage"):
         return True
-    return f"{module} {name}" in _KNOWN or _is_own_class(module, name)
+    return f"{module} {name}" in _KNOWN or _own_class(module, name) is not None
 
 
-def _is_own_class(module: str, name: str) -> bool:
-    """Whether it is a class of a library whose states checkpoints hold: optimizers and engines bring their own.
+def _own_class(module: str, name: str) -> type | None:
+    """A class of a library whose states checkpoints hold: optimizers and engines bring their own.
 
-    Of a function, and of what a library has imported from elsewhere, nothing is known.
+    None for a function, and for what a library has imported from elsewhere: nothing is known of these.
     """
     root = module.split(".")[0]
     if root not in _STATEFUL or "." in name:
-        return False
+        return None
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
-        return False
-    return isinstance(found, type) and found.__module__.split(".")[0] == root
+        return None
+    return found if isinstance(found, type) and found.__module__.split(".")[0] == root else None

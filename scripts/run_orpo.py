@@ -31,7 +31,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from transformers import PreTrainedModel, set_seed
-from transformers.utils import is_peft_available
 from trl import get_peft_config, get_quantization_config
 
 from orpo_trl import ORPOTrainer
@@ -53,6 +52,7 @@ from orpo_trl.recipe.parse import build_settings, load_recipe
 from orpo_trl.recipe.show import expanded
 from orpo_trl.resume import OF_ONE_START, Asked, ResumeError, claim_on_all
 from orpo_trl.resume_rules import named_files
+from orpo_trl.upstream import is_peft_available
 from orpo_trl.weights import UnsafeWeights
 
 

@@ -27,7 +27,8 @@ def evaluate(*arguments):
     return CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
 
 
-def test_stored_answers_of_gpt_4_have_the_published_strict_figures(items, tmp_path):
+def test_stored_answers_of_gpt_4_have_the_figures_that_google_stored(items, tmp_path):
+    """All four. The loose ones of lm-eval differ from call to call: it guesses languages without a seed."""
     stored = items.with_name(STORED)
     if not stored.is_file():
         pytest.skip(f"{stored} is not there: it is Google's file of that name")
@@ -36,7 +37,7 @@ def test_stored_answers_of_gpt_4_have_the_published_strict_figures(items, tmp_pa
     (found,) = read_evaluations(tmp_path)
     assert found.answered == 540
     assert {name: round(figure.value, 4) for name, figure in found.figures.items()} == {
-        "prompt_strict": 0.7722, "instruction_strict": 0.8377, "prompt_loose": 0.7981, "instruction_loose": 0.8570
+        "prompt_strict": 0.7722, "instruction_strict": 0.8377, "prompt_loose": 0.7963, "instruction_loose": 0.8558
     }  # fmt: skip
 
 

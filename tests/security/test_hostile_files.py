@@ -477,6 +477,31 @@ def test_sharded_checkpoint_of_torch_is_accepted(tmp_path):
     refuse_unsafe_checkpoint(tmp_path / "checkpoint-1")
 
 
+class Attribute:
+    """Pickles as `getattr(owner, name)`, as Python 3.11.0 to 3.11.3 do with members of enumerations."""
+
+    def __init__(self, owner, name):
+        self.owner, self.name = owner, name
+
+    def __reduce__(self):
+        return getattr, (self.owner, self.name)
+
+
+def test_only_members_of_enumerations_are_taken_by_getattr(tmp_path):
+    from torch.distributed.checkpoint import metadata
+
+    def checkpoint_with(owner, name, protocol=2):
+        code = pickle.dumps(Attribute(owner, name), protocol)
+        return checkpoint(tmp_path / f"{owner.__name__}-{name}-{protocol}", "global_step1/a.pt", code)
+
+    encodings = metadata._MEM_FORMAT_ENCODING
+    for protocol in (2, 4):
+        refuse_unsafe_checkpoint(checkpoint_with(encodings, "TORCH_CHANNELS_LAST", protocol))
+    for owner, name in ((encodings, "mro"), (encodings, "__class__"), (metadata.Metadata, "__init__")):
+        with pytest.raises(UnsafeWeights, match=r"it would call builtins\.getattr"):
+            refuse_unsafe_checkpoint(checkpoint_with(owner, name))
+
+
 def test_pickle_that_hides_a_name_behind_another_is_refused(tmp_path, canary):
     """Instructions that put one name on the stack, and take it off again, would deceive a reader of instructions."""
     text = lambda word: b"\x8c" + bytes([len(word)]) + word.encode()  # noqa: E731
