@@ -257,7 +257,7 @@ class ORPOConfig(SFTConfig):
         # Before TrainingArguments fill in the DeepSpeed config. Launchers tell a process how many there are by this.
         self.split_note = self.split_for(int(os.environ.get("WORLD_SIZE", 1)))
         given = self.accelerator_config
-        if self.dataloader_pin_memory and (given is None or isinstance(given, dict)):
+        if self.dataloader_pin_memory and not self.use_cpu and (given is None or isinstance(given, dict)):
             # Else the host waits for the device with each batch that it copies. Trainer's default is to wait.
             self.accelerator_config = {"non_blocking": True, **(given or {})}
         super().__post_init__()

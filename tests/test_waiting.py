@@ -15,11 +15,18 @@ def trainer_and_batch(folder, tokenizer, **kwargs):
     return trainer, trainer.data_collator([trainer.train_dataset[row] for row in range(4)])
 
 
-def test_copies_of_a_batch_do_not_wait_unless_asked_to(tmp_path):
-    assert settings(tmp_path).accelerator_config.non_blocking
-    assert not settings(tmp_path, accelerator_config={"non_blocking": False}).accelerator_config.non_blocking
-    assert not settings(tmp_path, dataloader_pin_memory=False).accelerator_config.non_blocking
-    assert settings(tmp_path, accelerator_config={"even_batches": False}).accelerator_config.even_batches is False
+def test_copies_of_a_batch_do_not_wait_unless_asked_to(tmp_path, monkeypatch):
+    def copies(**kwargs):
+        return settings(tmp_path, **kwargs).accelerator_config
+
+    assert not copies().non_blocking  # to a CPU nothing is copied
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert copies(use_cpu=False).non_blocking
+    assert not copies(use_cpu=False, accelerator_config={"non_blocking": False}).non_blocking
+    assert not copies(use_cpu=False, dataloader_pin_memory=False).non_blocking
+    kept = copies(use_cpu=False, accelerator_config={"even_batches": False})
+    assert kept.non_blocking
+    assert not kept.even_batches
 
 
 def test_a_batch_is_ten_tensors(tmp_path, tokenizer):
