@@ -213,7 +213,7 @@ RUNS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ["138M", *(pytest.param(name, marks=pytest.mark.long) for name in ("67M", "321M"))])
 def test_peak_of_two_processes_under_zero3_is_within_15_percent(name, tmp_path):
     shape, (pairs, prompt, response), checkpointing = RUNS[name]
     names = (

@@ -55,7 +55,13 @@ def one_process(poisoned, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("engine", "options"),
-    [("ddp", {}), ("zero2", SPLIT), ("zero3", {}), ("zero3", SPLIT), ("fsdp2", SPLIT)],
+    [
+        ("ddp", {}),
+        ("zero2", SPLIT),
+        pytest.param("zero3", {}, marks=pytest.mark.long),
+        ("zero3", SPLIT),
+        ("fsdp2", SPLIT),
+    ],
     ids=["ddp", "zero2 split", "zero3", "zero3 split", "fsdp2 split"],
 )
 def test_bad_row_of_one_rank_is_skipped_on_both(engine, options, poisoned, one_process, tmp_path):
@@ -82,7 +88,12 @@ def test_bad_row_of_one_rank_is_skipped_on_both(engine, options, poisoned, one_p
 
 @pytest.mark.parametrize(
     ("engine", "options"),
-    [("ddp", SPLIT), ("zero2", {}), ("zero3", SPLIT), ("fsdp2", {})],
+    [
+        pytest.param("ddp", SPLIT, marks=pytest.mark.long),
+        pytest.param("zero2", {}, marks=pytest.mark.long),
+        ("zero3", SPLIT),
+        ("fsdp2", {}),
+    ],
     ids=["ddp split", "zero2", "zero3 split", "fsdp2"],
 )
 def test_learning_rate_that_explodes_ends_both_ranks_and_leaves_finite_files(engine, options, base, tmp_path):

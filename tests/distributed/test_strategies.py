@@ -41,6 +41,7 @@ CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs"
 REENTRANT = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
 ACCUMULATED_BUDGET = {"max_tokens_per_micro_batch": 40}
 slow = pytest.mark.slow
+long = pytest.mark.long
 
 
 @slow
@@ -50,13 +51,13 @@ slow = pytest.mark.slow
         ("fsdp2", {}),
         ("zero3", {}),
         ("zero3", BUDGET),
-        ("zero3", REENTRANT),
-        ("zero3", ACCUMULATED_BUDGET),
-        ("fsdp2", ACCUMULATED_BUDGET),
+        pytest.param("zero3", REENTRANT, marks=long),
+        pytest.param("zero3", ACCUMULATED_BUDGET, marks=long),
+        pytest.param("fsdp2", ACCUMULATED_BUDGET, marks=long),
         ("fsdp2", {**BUDGET, **CHECKPOINTING}),
-        ("zero2", {}),
+        pytest.param("zero2", {}, marks=long),
         ("zero2", BUDGET),
-        ("ddp", {}),
+        pytest.param("ddp", {}, marks=long),
         ("ddp", BUDGET),
     ],
 )
@@ -104,7 +105,7 @@ def test_two_ddp_processes_have_the_logs_and_weights_of_one(base, tmp_path):
 
 
 @slow
-@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+@pytest.mark.parametrize("engine", [pytest.param("zero2", marks=long), "zero3"])
 def test_zero_sums_the_gradients_of_bf16_in_fp32(engine, base, tmp_path):
     """DeepSpeed's default is bf16."""
     config = {**TWO, "bf16": True, "max_steps": 1}
@@ -139,7 +140,7 @@ def test_global_batch_is_the_same_experiment_on_one_two_and_four_processes(base,
 
 
 @slow
-@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("shards", [pytest.param(1, marks=long), 3])
 def test_two_processes_train_on_a_stream_as_one_does(base, tmp_path, shards):
     """accelerate alone repeats rows of a single file. It gives each rank its own files, and then ZeRO-3 hangs."""
     results = {}
@@ -198,7 +199,9 @@ def sample(base, engine, folder) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["zero3", "zero2", "fsdp2", "ddp"])
+@pytest.mark.parametrize(
+    "engine", ["zero3", pytest.param("zero2", marks=long), "fsdp2", pytest.param("ddp", marks=long)]
+)
 def test_samples_with_an_evaluation_set_smaller_than_a_batch(engine, base, samples_of_one_process, tmp_path):
     found = sample(base, engine, tmp_path)
     assert [(record["step"], record["dataset"]) for record in found] == [(1, "eval")] * 3 + [(2, "eval")] * 3

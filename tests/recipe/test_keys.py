@@ -30,7 +30,7 @@ def test_keys_are_the_fields_of_the_config_classes():
     }
 
 
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 200])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=[pytest.mark.slow, pytest.mark.long]), 200])
 def test_typo_of_one_character_is_answered_with_the_right_key(every):
     asked = [(name, typo) for name in recipe_keys() for typo in typos(name)]
     asked = sorted(asked)[::every]
