@@ -37,7 +37,8 @@ GROUPS = {
 }
 
 GIB = 2**30
-# What the estimates need of config.json of each model on the Hub, read on 2026-11-30.
+# What the estimates need of the models' config.json. Written by hand: the Hub was not read. Each gives the number of
+# weights that is published of the model.
 MODELS = {
     "mistralai/Mistral-7B-v0.1": {
         "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,

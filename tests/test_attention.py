@@ -229,7 +229,7 @@ def test_training_is_the_same_in_both_layouts(options, lora, tokenizer, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.long), True])
 def test_torch_compile_trains_the_same(checkpointing, tokenizer, tmp_path):
     logs = []
     for compiled in (False, True):

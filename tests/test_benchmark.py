@@ -88,6 +88,7 @@ def test_mfu_counts_the_operations_that_a_run_logs():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_side_that_fails_is_named_and_the_others_are_reported(folder):
     run(
         *"--data pairs.jsonl --tokenizer tokenizer --model-size 10m --batch-size 2 --pairs 2 --rounds 1".split(),

@@ -20,8 +20,8 @@ def losses(folder):
     [
         [],
         ["--engine", "zero3", "--num_processes", "2"],
-        ["--engine", "zero2", "--num_processes", "2"],
-        ["--engine", "fsdp2", "--num_processes", "2"],
+        pytest.param(["--engine", "zero2", "--num_processes", "2"], marks=pytest.mark.long),
+        pytest.param(["--engine", "fsdp2", "--num_processes", "2"], marks=pytest.mark.long),
     ],
     ids=" ".join,
 )
