@@ -99,6 +99,9 @@ def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch: Any)
       orpo-trl train quickstart --engine zero3 --num_processes 2 --dry_run
       orpo-trl train mistral_beta --num_machines 2 --num_processes 16 --machine_rank 0 --main_process_ip 10.0.0.1
     """
+    from orpo_trl.unused_packages import leave_out_unused
+
+    leave_out_unused([recipe, *overrides])
     from orpo_trl.devices import count_gpus
     from orpo_trl.launch import Launch, launch_command, machines
     from orpo_trl.recipe.parse import build_settings, load_recipe
@@ -152,6 +155,9 @@ def check(recipe: str, overrides: tuple[str, ...], color: bool | None, **options
       orpo-trl check quickstart --full
       orpo-trl check my.yaml --gpu_memory 24
     """
+    from orpo_trl.unused_packages import leave_out_unused
+
+    leave_out_unused([recipe, *overrides])
     from orpo_trl.check.results import CheckOptions
     from orpo_trl.check.steps import run_checks
 
@@ -194,6 +200,9 @@ def expand(recipe: str, overrides: tuple[str, ...]) -> None:
     Example:
       orpo-trl recipes expand mistral_beta_released --learning_rate 1e-5
     """
+    from orpo_trl.unused_packages import leave_out_all
+
+    leave_out_all()
     from orpo_trl.recipe.parse import build_settings, load_recipe
     from orpo_trl.recipe.show import expanded
 
@@ -221,6 +230,9 @@ def import_(file: Path, tool: str | None, output: Path | None) -> None:
     Example:
       orpo-trl recipes import axolotl.yml -o recipes/mine.yaml
     """
+    from orpo_trl.unused_packages import leave_out_all
+
+    leave_out_all()
     from orpo_trl.importers import import_recipe, recipe_text
     from orpo_trl.plain_files import write_text
 
@@ -502,6 +514,9 @@ def schema(names: tuple[str, ...]) -> None:
       orpo-trl schema | less
       orpo-trl schema beta nll_reduction
     """
+    from orpo_trl.unused_packages import leave_out_all
+
+    leave_out_all()
     from orpo_trl.recipe.keys import recipe_keys, unknown_key
     from orpo_trl.recipe.show import schema_text
 

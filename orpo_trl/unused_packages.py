@@ -1,0 +1,61 @@
+"""Packages that transformers and TRL load wherever they are installed, left out where a run does not use them.
+
+transformers loads peft with its trainer, peft loads bitsandbytes, and that torch's compiler: four CPU seconds. TRL loads
+wandb. For Python, None in `sys.modules` means that there is no such package, and both libraries work without them.
+
+Imports neither torch nor transformers: call this before them.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from orpo_trl.recipe.files import Recipe, RecipeError, find_recipe, read_recipe, shipped_path
+
+# What hints at the use of a package, in the keys and values of a recipe or on a command line. Where in doubt, a package
+# is loaded.
+_HINTS = {
+    "peft": ("peft", "lora", "adapter", "load_in_", "quant", "trust_remote_code"),
+    "bitsandbytes": ("peft", "lora", "adapter", "load_in_", "quant", "trust_remote_code", "bnb", "bit", "paged"),
+    "wandb": ("wandb", "report_to all", "trust_remote_code"),
+}
+
+
+def leave_out_all() -> None:
+    """Leave all of them out of this process: for commands that read recipes and load no model."""
+    for name in _HINTS:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
+def leave_out_unused(arguments: list[str]) -> None:
+    """Leave out of this process what a run does not use.
+
+    Args:
+        arguments: a recipe and overrides, as of `load_recipe`. Where the recipe cannot be read, nothing is left out.
+    """
+    try:
+        recipe = read_recipe(find_recipe(arguments[0]))
+    except (RecipeError, OSError, IndexError):
+        return
+    words = " ".join([*_words(recipe.settings), *arguments[1:]]).replace("-", "_").replace("=", " ").lower()
+    for name, hints in _HINTS.items():
+        if not any(hint in words for hint in hints) and (name != "peft" or not _may_be_adapter(recipe, arguments)):
+            sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
+def _words(value: Any) -> list[str]:
+    """The keys and values of settings in their order: a key stands in front of its value."""
+    if isinstance(value, dict):
+        return [word for key, inner in value.items() for word in (str(key), *_words(inner))]
+    if isinstance(value, list):
+        return [word for inner in value for word in _words(inner)]
+    return [str(value)]
+
+
+def _may_be_adapter(recipe: Recipe, arguments: list[str]) -> bool:
+    """Whether the model may be an adapter, which transformers loads with peft. Of a Hub id, nobody knows."""
+    model = recipe.settings.get("model_name_or_path")
+    if not isinstance(model, str) or any("model_name_or_path" in word.replace("-", "_") for word in arguments):
+        return True
+    folder = shipped_path(model) or Path(model)
+    return not folder.is_dir() or (folder / "adapter_config.json").exists()
