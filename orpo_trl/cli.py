@@ -88,9 +88,9 @@ def main() -> None:
 def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch: Any) -> None:
     """Train as RECIPE says: a file, or the name of a shipped recipe.
 
-    Checks the recipe, then prints and executes an `accelerate launch` command line. A signal or Ctrl-C stops the run
-    with a checkpoint and exit status 75: the same command goes on. Every key of the recipe can be
-    overridden by `--key value`; `orpo-trl schema` lists them.
+    Checks the recipe. One process then runs here; several are started by an `accelerate launch` command line, which is
+    printed. A signal or Ctrl-C stops the run with a checkpoint and exit status 75: the same command goes on. Every key
+    of the recipe can be overridden by `--key value`; `orpo-trl schema` lists them.
 
     \b
     Examples:
@@ -103,7 +103,7 @@ def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch: Any)
 
     leave_out_unused([recipe, *overrides])
     from orpo_trl.devices import count_gpus
-    from orpo_trl.launch import Launch, launch_command, machines
+    from orpo_trl.launch import Launch, is_one_process, launch_command, machines, run_here
     from orpo_trl.recipe.parse import build_settings, load_recipe
 
     loaded = load_recipe([recipe, *overrides])
@@ -117,12 +117,17 @@ def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch: Any)
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         if dry_run:
             click.echo("This machine has no GPU, so this is a command line for CPUs.", err=True)
-    answer(shlex.join(command))
-    if not dry_run:
-        from orpo_trl.supervisor import Supervisor
+    if dry_run:
+        answer(shlex.join(command))
+        return
+    standard_output.release()
+    given = ["orpo-trl", *sys.argv[1:]]
+    if is_one_process(asked, gpus):
+        raise SystemExit(run_here([loaded.name, *overrides], given))
+    from orpo_trl.supervisor import Supervisor
 
-        standard_output.release()
-        raise SystemExit(Supervisor(command, ["orpo-trl", *sys.argv[1:]], machines(asked)).run())
+    click.echo(shlex.join(command))
+    raise SystemExit(Supervisor(command, given, machines(asked)).run())
 
 
 @main.command(context_settings=_EXTRA)

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -35,21 +35,27 @@ class _Process:
         self.reporter: processes.Reporter | None = None
         self.first_press: float | None = None
         self.previous: dict[int, object] = {}
+        self.given: list[str] = []
 
 
 _this = _Process()
 
 
-def listen() -> None:
+def listen(given: Sequence[str] = ()) -> None:
     """Handle the signals in this process, and tell its launcher how it ends. Call this in the main thread.
 
     A signal that is ignored when the process starts stays ignored, as under nohup.
+
+    Args:
+        given: what the user has typed, to say how to go on. Default: the command line of this process, or of the
+            launcher that has started it.
     """
     if _this.reporter is not None:
         return
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("`listen` must be called in the main thread: only there can Python handle signals.")
     _this.started = time.monotonic()
+    _this.given = list(given)
     _this.reporter = processes.Reporter()
     for number in SIGNALS:
         if _is_supervised() or signal.getsignal(number) is not signal.SIG_IGN:
@@ -127,7 +133,7 @@ def _is_supervised() -> bool:
 def _how_to_go_on() -> str:
     if _is_supervised():
         return ""
-    words = processes.launch_words() or [sys.executable, *sys.argv]
+    words = _this.given or processes.launch_words() or [sys.executable, *sys.argv]
     return f"\nThe same command goes on: {shlex.join(words[1:] if _is_python(words[0]) else words)}"
 
 

@@ -1,12 +1,15 @@
 """How a run starts: distributed strategies, the shipped accelerate configs, and the command line of a launch."""
 
 import os
+import runpy
 import shutil
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orpo_trl import exit_codes, interruptions
 from orpo_trl.network import DEFAULT_PORT
 from orpo_trl.paths import RECIPES, RUN_SCRIPT, relative
 from orpo_trl.plain_files import read_text
@@ -123,6 +126,33 @@ def launch_command(launch: Launch, recipe: str, overrides: list[str], own: dict[
     if launch.num_machines > 1:
         command += ["--num_machines", str(launch.num_machines)]
     return [*command, str(relative(RUN_SCRIPT)), recipe, *overrides]
+
+
+def is_one_process(launch: Launch, gpus: int) -> bool:
+    """Whether a launch is one process, which needs no launcher: see `run_here`.
+
+    On a machine of several GPUs it needs one: this process has counted them, and cannot hide all but one any more.
+    """
+    processes = max(gpus, 1) if launch.num_processes is None else launch.num_processes
+    return launch.engine is None and launch.num_machines == 1 and processes == 1 and gpus <= 1
+
+
+def run_here(arguments: list[str], given: list[str]) -> int:
+    """Run scripts/run_orpo.py in this process, and return its exit status.
+
+    Args:
+        arguments: a recipe and overrides.
+        given: what the user has typed, to say how to go on.
+    """
+    interruptions.listen(given)
+    try:
+        script = runpy.run_path(str(RUN_SCRIPT))
+        with interruptions.reported():
+            script["main"](arguments)
+    except Exception:  # the caller takes a ValueError for wrong input
+        traceback.print_exc()
+        return exit_codes.FAILED
+    return exit_codes.DONE
 
 
 def machines(launch: Launch) -> Machines:

@@ -12,8 +12,9 @@ import click
 from orpo_trl.printable import printable
 
 _STDOUT, _STDERR = 1, 2
-# Where answers go while standard output is reserved.
+# Where answers go while standard output is reserved, and what `sys.stdout` was before.
 _answers: TextIO | None = None
+_stdout: TextIO | None = None
 
 
 @contextmanager
@@ -22,8 +23,8 @@ def reserved() -> Iterator[None]:
 
     File descriptor 1 and `sys.stdout` are pointed at standard error, and restored at the end.
     """
-    global _answers
-    stdout = sys.stdout
+    global _answers, _stdout
+    stdout = _stdout = sys.stdout
     # A test, or a program that calls `main`, may have a `sys.stdout` that is no file.
     has_descriptor = _descriptor(stdout) == _STDOUT
     _answers = stream = _copy(stdout) if has_descriptor else stdout or io.StringIO()
@@ -53,9 +54,10 @@ def is_terminal() -> bool:
 
 
 def release() -> None:
-    """Point file descriptor 1 at the real standard output again: for a program that takes this one's place."""
+    """Let everything write to the real standard output again: for a program that takes this one's place."""
     if _answers is not None and _descriptor(_answers) is not None:
         os.dup2(_answers.fileno(), _STDOUT)
+        sys.stdout = _stdout
 
 
 def close() -> None:

@@ -18,6 +18,7 @@ from typing import NoReturn, cast
 
 from orpo_trl import interruptions
 from orpo_trl.quiet import hide_known_warnings
+from orpo_trl.unused_packages import leave_out_unused
 
 hide_known_warnings()
 if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
@@ -25,6 +26,7 @@ if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 if __name__ == "__main__":
     interruptions.listen()  # first of all: the imports below take seconds
+    leave_out_unused(sys.argv[1:])
 
 from accelerate import PartialState
 from rich.console import Console
