@@ -1,9 +1,12 @@
 """Devices: what GPUs can do, how many this machine has, and which one a name stands for."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 
 if TYPE_CHECKING:
@@ -123,6 +126,15 @@ def named_device(name: str) -> Device:
         if key.replace(" ", "").lower() == plain:
             return device
     raise ValueError(f"--gpu: expected one of {', '.join(DEVICES)}, got {name!r}")
+
+
+def cpu_memory() -> int:
+    """Bytes of memory that this machine has, or the container that this process is in."""
+    limits = [psutil.virtual_memory().total]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            limits.append(int(Path(path).read_text()))
+    return min(limits)
 
 
 def count_gpus() -> int:

@@ -265,8 +265,11 @@ def _parts(run: Run) -> dict[str, Any]:
 
 def _draw_curve(run: Run) -> str:
     """Draw the log-probabilities of a run beside its card; returns the name of the file, '' without values."""
-    from orpo_trl.report.draw import draw, drawable  # matplotlib, which training does not need
-
+    try:
+        from orpo_trl.report.draw import draw, drawable
+    except ModuleNotFoundError as error:  # matplotlib, which training does not need
+        logger.warning(f"The model card has no curve: {error.name} is not installed.")
+        return ""
     if "logps" not in drawable([run]):
         return ""
     figure = draw("logps", [run])

@@ -34,6 +34,7 @@ from orpo_trl.guard import GuardMixin
 from orpo_trl.hidden import hide
 from orpo_trl.lengths import PairLengths
 from orpo_trl.losses import log_odds_ratio, nll_sum, odds_ratio_loss, orpo_loss, pair_logps
+from orpo_trl.memory import Sharding, arguments_of, leave_out_checkpointing
 from orpo_trl.model import disable_dropout, load_config, load_processor
 from orpo_trl.model_card import write_card
 from orpo_trl.pair_metrics import PairMetrics
@@ -159,6 +160,7 @@ class ORPOTrainer(TokenBudgetMixin, StartMixin, GuardMixin, SavingMixin, upstrea
         self._given_collator = data_collator
         self._set_up_batches()
         self._set_up_model(self.model)
+        self._settle_checkpointing()
         self._set_up_metrics()
         self._stop = StopWhenAsked(self)
         self.callback_handler.callbacks[:] = [*standard_callbacks(self), self._stop]
@@ -214,7 +216,8 @@ class ORPOTrainer(TokenBudgetMixin, StartMixin, GuardMixin, SavingMixin, upstrea
         checks.check_vocabulary(self.text_tokenizer, self.model.config, args)
         wanted = args.pair_layout if data_collator is None else getattr(data_collator, "layout", "padded")
         self.layout, reason = choose_layout(self.model, wanted, bool(args.neftune_noise_alpha))
-        notes = (reason, checks.check_global_batch(args, self.accelerator.num_processes))
+        rate = checks.adapter_note(args.learning_rate) if is_peft_model(self.model) else ""
+        notes = (reason, checks.check_global_batch(args, self.accelerator.num_processes), rate)
         for note in filter(None, notes if self.is_world_process_zero() else ()):
             logger.warning(note)
         if data_collator is None:
@@ -243,6 +246,17 @@ class ORPOTrainer(TokenBudgetMixin, StartMixin, GuardMixin, SavingMixin, upstrea
         # SFTTrainer's own head computes entropy and accuracy of the tokens as well, 3 % of a step on a CPU.
         upstream.add_fused_lm_head(without_adapter(model))
         upstream.settle_head_of_tokens(without_adapter(model))
+
+    def _settle_checkpointing(self) -> None:
+        """Where the run leaves it open. The Trainer turns checkpointing on when training begins."""
+        processes = self.accelerator.num_processes
+        if self.args.is_checkpointing_open and isinstance(self.train_dataset, Dataset):
+            config, lengths = without_adapter(self.model).config, pair_lengths(self.train_dataset)
+            sharding = Sharding("ddp" if processes > 1 else "single", processes)
+            is_padded = self.layout == "padded"
+            note = leave_out_checkpointing(config, arguments_of(self.model), self.args, sharding, lengths, is_padded)
+            if note and self.is_world_process_zero():
+                logger.info(note)
 
     def _set_up_metrics(self) -> None:
         self._throughput = Throughput(self.args.device, without_adapter(self.model), bool(is_peft_model(self.model)))

@@ -45,6 +45,8 @@ _FIXED = (
     "router_aux_loss_coef", "shuffle_dataset", "use_cache",
 )  # fmt: skip
 
+# The highest learning rate that the authors use for all weights.
+_FULL_RATE = 2e-5
 _TRACKERS = {"tensorboard": is_tensorboard_available, "trackio": is_trackio_available}
 
 
@@ -57,6 +59,16 @@ def check_source(model, model_init, optimizers) -> None:
             "`optimizers` would hold the weights of one model, and `model_init` makes several: pass "
             "`optimizer_cls_and_kwargs`, or set `optim`."
         )
+
+
+def adapter_note(learning_rate: float) -> str:
+    """What to say of the learning rate of an adapter; empty where it is high enough."""
+    if learning_rate > _FULL_RATE:
+        return ""
+    return (
+        f"`learning_rate: {learning_rate:g}` is one of full fine-tuning, and an adapter learns little at it. ORPO's "
+        "authors advise 5e-5 to 5e-4 for LoRA (xfactlab/orpo#28)."
+    )
 
 
 def fixed_settings(args: ORPOConfig) -> dict[str, Any]:

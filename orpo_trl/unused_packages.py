@@ -1,7 +1,7 @@
 """Packages that transformers and TRL load wherever they are installed, left out where a run does not use them.
 
-transformers loads peft with its trainer, peft loads bitsandbytes, and that torch's compiler: four CPU seconds. TRL loads
-wandb. For Python, None in `sys.modules` means that there is no such package, and both libraries work without them.
+transformers loads peft with its trainer, peft loads bitsandbytes, and that loads torch's compiler: four CPU seconds.
+TRL loads wandb. For Python, None in `sys.modules` means that there is no such package, and both libraries work so.
 
 Imports neither torch nor transformers: call this before them.
 """

@@ -434,9 +434,9 @@ def measure_logging(job: dict) -> dict:
 
 def estimate_peak(trainer, rows: list[dict], steps: list[dict[str, int]], batch: int) -> int:
     """What `orpo-trl check` says of the peak, in bytes; on a GPU without what torch does not allocate itself."""
-    from orpo_trl.check.activations import MicroBatch
-    from orpo_trl.check.memory import Sharding, estimate_memory
+    from orpo_trl.activations import MicroBatch
     from orpo_trl.config import ModelArguments
+    from orpo_trl.memory import Sharding, estimate_memory
 
     is_packed, device = trainer.data_collator.layout == "shared_prefix", trainer.args.device.type
     tokens = max(step["unique" if is_packed else "padded"] for step in steps)

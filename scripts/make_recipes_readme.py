@@ -12,8 +12,8 @@ from pathlib import Path
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from orpo_trl.check.activations import MicroBatch
-from orpo_trl.check.memory import MemoryEstimate, Sharding, estimate_memory
+from orpo_trl.activations import MicroBatch
+from orpo_trl.memory import MemoryEstimate, Sharding, estimate_memory
 from orpo_trl.paths import RECIPES
 from orpo_trl.recipe.library import FIELDS, RecipeHeader, shipped_recipes
 from orpo_trl.recipe.parse import build_settings, load_recipe

@@ -16,6 +16,8 @@ LINES_PER_HEADER = 25
 
 # Held-out metrics have the same names behind their prefix.
 _COLUMNS = [metric for metric in METRICS.values() if metric.title]
+# Seconds between two words of the progress bar on the micro-batch.
+_PAUSE = 0.5
 # What the progress bar shows.
 _IN_BAR = ("loss", "rewards/accuracies", "rewards/margins")
 _WIDTH = 9
@@ -32,12 +34,28 @@ class TerminalProgress(ProgressCallback):
         super().__init__()
         self._lines = 0
         self._since: tuple[int, float] | None = None
+        self._micro_batch, self._shown = 0, 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.current_step = state.global_step
         self._since = (state.global_step, time.monotonic())
         if state.is_world_process_zero:
             self.training_bar = self._bar(args, state.max_steps, desc="train", initial=state.global_step)
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        """Within an optimiser step, which can take minutes, the bar tells the micro-batch."""
+        self._micro_batch += 1
+        if self.training_bar is not None and time.monotonic() - self._shown > _PAUSE:
+            self._shown = time.monotonic()
+            self.training_bar.set_description(
+                f"train, micro-batch {self._micro_batch} of {args.gradient_accumulation_steps}"
+            )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._micro_batch, self._shown = 0, time.monotonic()
+        if self.training_bar is not None:
+            self.training_bar.set_description("train", refresh=False)
+        super().on_step_end(args, state, control, **kwargs)
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
         if state.is_world_process_zero and has_length(eval_dataloader):

@@ -21,6 +21,7 @@ from orpo_trl.pairs.rendering import render
 from orpo_trl.pairs.rows import REASONING_KEYS, ChatPair, RowError, row_to_pair
 from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.recipe.parse import build_settings, load_recipe
+from orpo_trl.trainer_checks import adapter_note
 from orpo_trl.weights import refuse_pickles
 
 # Rows to prepare without `--full`, chosen at random.
@@ -68,14 +69,18 @@ def check_recipe(options: CheckOptions) -> Iterator[str | RecipeResult]:
     recipe = load_recipe(options.arguments)
     own = {key: recipe.settings.get(key) for key in ("deepspeed", "fsdp")}
     found = RecipeResult(*build_settings(recipe, with_engine=False), own)
-    yield found
     training = found.training
+    if options.is_on_gpu and recipe.settings.get("bf16") is None and not training.fp16:
+        training.bf16 = True  # the default of a GPU, which this machine may not have
+    yield found
     files = dict.fromkeys(place.file for place in recipe.places.values())
     yield f"{len(recipe.settings)} settings from {', '.join(files)}"
     yield (
         f"beta {training.beta:g}, NLL over the {training.nll_scope} as {training.nll_reduction}; learning rate "
         f"{training.learning_rate:g}, {getattr(training.lr_scheduler_type, 'value', training.lr_scheduler_type)}"
     )
+    if found.model_args.use_peft and (note := adapter_note(training.learning_rate)):
+        yield note
     remote = _remote(found)
     yield f"Needs the network, unless cached: {'; '.join(remote)}" if remote else "No step needs the network."
 

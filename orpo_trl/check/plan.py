@@ -5,18 +5,16 @@ import importlib.util
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
 import torch
 from huggingface_hub import get_token
 from transformers import get_scheduler
 
-from orpo_trl.check.activations import MicroBatch
-from orpo_trl.check.memory import Sharding, estimate_memory
 from orpo_trl.check.results import (
     CheckOptions,
     DataResult,
@@ -27,17 +25,18 @@ from orpo_trl.check.results import (
     Skipped,
 )
 from orpo_trl.config import ORPOConfig
-from orpo_trl.devices import Device, count_gpus, find_cuda_device, named_device
+from orpo_trl.devices import Device, count_gpus, cpu_memory, find_cuda_device, named_device
 from orpo_trl.flops import train_flops, training_time
 from orpo_trl.launch import DEEPSPEED, Launch, launch_command
+from orpo_trl.memory import ROOMY, Sharding, draw_batches, estimate_memory, largest_batch, leave_out_checkpointing
 from orpo_trl.model import model_name
 from orpo_trl.plain_files import read_text
 
 GIB = 2**30
-# Random micro-batches that show the size of the largest one and the padding of padded ones.
-DRAWS = 2_000
 # From this share of a GPU on, what no estimate knows may be too much: fragments of the allocator, other processes.
 _TIGHT = 0.9
+# Share of the speed of matrix products that a training step reaches on a CPU: measured, see `_cpu_time`.
+_CPU_SHARE = 0.5
 # Packages of optimizers, by how their names begin.
 _OTHER_OPTIMIZERS = {
     "galore": "galore_torch", "lomo": "lomo_optim", "adalomo": "lomo_optim", "grokadamw": "grokadamw",
@@ -90,7 +89,11 @@ def _token_lines(training: ORPOConfig, model: ModelResult, data: DataResult) -> 
     lengths = data.lengths
     scale = data.num_pairs / len(lengths)
     unique, total = lengths.unique.sum() * scale, lengths.total.sum() * scale
-    padded = _draw(training, data, is_padded=True).mean() / training.per_device_train_batch_size * data.num_pairs
+    padded = (
+        draw_batches(training, data.lengths, is_padded=True).mean()
+        / training.per_device_train_batch_size
+        * data.num_pairs
+    )
     padding = f"{1 - total / padded:.0%} of them padding"
     whole = "in those rows" if data.is_stream else "an epoch"
     yield f"{_short(unique)} tokens {whole}, {lengths.prompt.sum() / lengths.unique.sum():.0%} of them of prompts"
@@ -107,22 +110,21 @@ def _short(tokens: float) -> str:
     return f"{tokens / 1e6:,.2f} million" if tokens > 1e5 else f"{tokens:,.0f}"
 
 
-def _draw(training: ORPOConfig, data: DataResult, is_padded: bool) -> np.ndarray:
-    """Tokens of the forward passes of random micro-batches."""
-    size = training.per_device_train_batch_size
-    rows = np.random.default_rng(training.seed).integers(len(data.lengths), size=(DRAWS, size))
-    return data.lengths[rows].batch(is_packed=not is_padded)
-
-
 def check_memory(options: CheckOptions, recipe: RecipeResult, model: ModelResult, data: DataResult) -> Iterator[str]:
     """Memory of one process, compared with what there is."""
     device = "cuda" if options.is_on_gpu else "cpu"
     if not options.is_on_gpu:  # raises for a strategy that does not start on a CPU
         launch_command(Launch(options.engine, options.processes), "", [], recipe.own, gpus=0)
-    batch, note = _largest_batch(recipe.training, model, data)
+    sharding = _sharding(options, recipe.own)
+    if not options.is_on_gpu:
+        note = leave_out_checkpointing(
+            model.config, recipe.model_args, recipe.training, sharding, data.lengths, model.is_padded
+        )
+        if note:
+            yield note
+    batch, note = largest_batch(recipe.training, data.lengths, model.is_padded)
     if note:
         yield note
-    sharding = _sharding(options, recipe.own)
     try:
         estimate = estimate_memory(model.config, recipe.model_args, recipe.training, sharding, batch, device)
     except ValueError as error:  # an unknown optimizer or model is no fault of the recipe
@@ -164,11 +166,11 @@ def _without_checkpointing(
         train_flops(model.config, recipe.model_args, settings, data.lengths, model.is_padded)
         for settings in (training, recipe.training)
     ]
-    largest, _ = _largest_batch(training, model, data)
+    largest, _ = largest_batch(training, data.lengths, model.is_padded)
     budgets = [tokens for tokens in (16384, 8192, 4096) if tokens < largest.tokens]
     for budget in (training.max_tokens_per_micro_batch, *budgets):
         training.max_tokens_per_micro_batch = budget
-        batch, _ = _largest_batch(training, model, data)
+        batch, _ = largest_batch(training, data.lengths, model.is_padded)
         estimate = estimate_memory(model.config, recipe.model_args, training, sharding, batch, "cuda")
         if estimate.total <= has:
             passes = f" --max_tokens_per_micro_batch {budget}" if budget in budgets else ""
@@ -177,20 +179,6 @@ def _without_checkpointing(
                 f"{estimate.total / GIB:.1f} GiB, and {1 - operations[0] / operations[1]:.0%} fewer operations"
             )
             return
-
-
-def _largest_batch(training: ORPOConfig, model: ModelResult, data: DataResult) -> tuple[MicroBatch, str]:
-    """The largest forward pass, and a note if a pair alone is more than the token budget."""
-    longest = int(data.lengths.longest_row.max())
-    tokens = int(_draw(training, data, model.is_padded).max())
-    rows, note = 2 * training.per_device_train_batch_size, ""
-    budget = training.max_tokens_per_micro_batch
-    if budget is not None and tokens > budget:
-        one = data.lengths.largest_batch(is_packed=not model.is_padded)
-        rows, tokens = max(2, rows * budget // tokens), max(budget, one)
-        if one > budget:
-            note = f"a pair of {one:,} tokens is more than `max_tokens_per_micro_batch: {budget}` and gets its own pass"
-    return MicroBatch(rows, tokens, longest, not model.is_padded), note
 
 
 def _sharding(options: CheckOptions, own: dict[str, Any]) -> Sharding:
@@ -228,7 +216,7 @@ def _capacity(options: CheckOptions) -> tuple[float, str]:
         return device.memory, device.name
     if count_gpus():
         return torch.accelerator.get_memory_info(0)[1], "this machine's GPU"
-    return psutil.virtual_memory().total / options.processes, "this machine's memory, for each process"
+    return cpu_memory() / options.processes, "this machine's memory, for each process"
 
 
 def _device(options: CheckOptions) -> Device | None:
@@ -243,8 +231,11 @@ def check_time(
 ) -> Iterator[str]:
     """Hours, GPU hours and cost."""
     device = _device(options)
+    if not options.is_on_gpu:
+        yield from _cpu_time(options, recipe, model, data, schedule)
+        return
     if device is None:
-        raise Skipped("no GPU is known; name one by --gpu")
+        raise Skipped("the figures of this GPU are not known; name another by --gpu")
     training = recipe.training
     if not (training.bf16 or training.fp16 or recipe.model_args.dtype in ("bfloat16", "float16")):
         raise Skipped("the run computes in 32 bits, and only 16-bit peaks are known")
@@ -258,6 +249,47 @@ def check_time(
     yield f"{hours:.1f} hours, {hours * processes:.1f} GPU hours, without evaluation and saving"
     if options.price is not None:
         yield f"{hours * processes * options.price:.0f} USD at {options.price:g} USD a GPU hour"
+
+
+def _cpu_time(
+    options: CheckOptions, recipe: RecipeResult, model: ModelResult, data: DataResult, schedule: ScheduleResult
+) -> Iterator[str]:
+    """Hours on this machine's CPU, by the speed of its matrix products, and settings that would be faster."""
+    training = recipe.training
+    dtype = torch.bfloat16 if training.bf16 else torch.float32
+    peak = matrix_speed(dtype)
+    flops = train_flops(model.config, recipe.model_args, training, data.lengths, model.is_padded) / len(data.lengths)
+    seconds = training_time(flops * schedule.num_steps * schedule.pairs_per_step, 1, peak, _CPU_SHARE)
+    yield (
+        f"{flops / 1e9:,.3g} GFLOP a pair; this CPU multiplies matrices of {str(dtype).removeprefix('torch.')} at "
+        f"{peak / 1e9:,.0f} GFLOP/s, and a run reaches about {_CPU_SHARE:.0%} of that"
+    )
+    yield (
+        f"about {seconds / schedule.num_steps:,.2g} seconds an optimiser step, {timedelta(seconds=round(seconds))} in "
+        "all, without evaluation and saving, where no other program takes the cores"
+    )
+    if training.bf16 and matrix_speed(torch.float32) > peak:
+        yield "Faster: --bf16 false; this CPU multiplies matrices of float32 faster"
+    if training.gradient_checkpointing and not training.is_checkpointing_open:
+        without = copy.copy(training)
+        without.gradient_checkpointing = False
+        batch, _ = largest_batch(without, data.lengths, model.is_padded)
+        sharding = _sharding(options, recipe.own)
+        needed = estimate_memory(model.config, recipe.model_args, without, sharding, batch, "cpu").total
+        if needed <= ROOMY * _capacity(options)[0]:
+            yield f"Faster, and it fits too: --gradient_checkpointing false takes {needed / GIB:.1f} GiB"
+
+
+def matrix_speed(dtype: torch.dtype) -> float:
+    """FLOP/s of this CPU for matrix products, measured in a fifth of a second."""
+    size, done = 768, 0
+    one = torch.ones(size, size, dtype=dtype)
+    one @ one  # the first one prepares
+    start = time.perf_counter()
+    while time.perf_counter() - start < 0.2:
+        one @ one
+        done += 1
+    return 2 * size**3 * done / (time.perf_counter() - start)
 
 
 def check_installed(options: CheckOptions, recipe: RecipeResult) -> Iterator[str]:

@@ -36,7 +36,7 @@ def load_pairs(arguments: DataArguments, with_test: bool, seed: int = 42) -> tup
 
     Args:
         arguments: the sources.
-        with_test: whether to load or split off rows to evaluate on.
+        with_test: whether to return rows to evaluate on. Those of `test_split_size` are never trained.
         seed: decides which rows `test_split_size` holds out, the same in every process.
 
     Returns:
@@ -61,15 +61,22 @@ def load_pairs(arguments: DataArguments, with_test: bool, seed: int = 42) -> tup
         train = _load_mixture(arguments.datasets, streaming, seed)
     else:
         train = load_split(arguments.dataset_train_split)
+    size = arguments.test_split_size
+    if size is not None and isinstance(train, Dataset):  # a stream cannot be split, which `problems` says
+        split = train.train_test_split(test_size=int(size) if size >= 1 else size, seed=seed)
+        # Without evaluation too: it must not decide what is trained.
+        return split["train"], split["test"] if with_test else None
     if not with_test:
         return train, None
     if arguments.eval_datasets:
         return train, {label: _load_source(entry, streaming) for label, entry in arguments.eval_datasets.items()}
-    size = arguments.test_split_size
-    if size is not None and isinstance(train, Dataset):  # a stream cannot be split, which `problems` says
-        split = train.train_test_split(test_size=int(size) if size >= 1 else size, seed=seed)
-        return split["train"], split["test"]
-    return train, load_split(arguments.dataset_test_split)
+    try:
+        return train, load_split(arguments.dataset_test_split)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}\nWithout a test split, set `test_split_size`, such as 100 or 0.05: it holds rows of the train split "
+            "out."
+        ) from error
 
 
 def _load_mixture(entries: list[DatasetSource], streaming: bool, seed: int) -> Rows:

@@ -72,6 +72,8 @@ def build_settings(recipe: Recipe, with_engine: bool = True) -> Settings:
     for name in _PATHS:
         if isinstance(values.get(name), str):
             values[name] = str(shipped_path(values[name]) or values[name])
+    if values.get("eval_strategy") is None and (values.get("eval_datasets") or values.get("test_split_size")):
+        values["eval_strategy"] = "epoch"  # who names rows to evaluate on wants them evaluated
     if ("output_dir",) in recipe.secrets and values.get("run_name") is None:
         values["run_name"] = Path(recipe.secrets["output_dir",]).name  # its default is the folder's name
     values |= {name: hide_all(values[name]) for name in _SENT if name in values}

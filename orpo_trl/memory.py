@@ -9,20 +9,29 @@ the host memory for loading a checkpoint, `torch_compile`, evaluation, and the o
 checkpointing keeps.
 """
 
+import copy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from accelerate.utils import is_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from orpo_trl.check.activations import Dtypes, MicroBatch, measure_activations, with_adapter
+from orpo_trl.activations import Dtypes, MicroBatch, measure_activations, with_adapter
 from orpo_trl.config import ModelArguments, ORPOConfig
+from orpo_trl.devices import cpu_memory
 from orpo_trl.flops import head_weight
 from orpo_trl.launch import STRATEGIES
+from orpo_trl.lengths import PairLengths
 from orpo_trl.upstream import HEAD_TILES
 
 FP32 = 4
 MIB = 2**20
+# Random micro-batches that show the size of the largest one and the padding of padded ones.
+DRAWS = 2_000
+# Share of a CPU's memory that a run may plan with: other programs have some of it.
+ROOMY = 0.7
 
 # Resident memory of a process with the trainer's imports, tokenizer and dataset, without its weights: measured with
 # torch 2.13 (CPU build), trl 1.16 and DeepSpeed 0.19. On a GPU: a round figure for the CUDA context and the buffers of
@@ -229,6 +238,83 @@ def estimate_memory(
             passes = {"step": run.step()}
     parts = {"libraries": LIBRARIES[device], **run.state(), **passes}
     return MemoryEstimate({name: size for name, size in parts.items() if size})
+
+
+def largest_batch(training: ORPOConfig, lengths: PairLengths, is_padded: bool) -> tuple[MicroBatch, str]:
+    """The largest forward pass of a run, and a note if a pair alone is more than the token budget.
+
+    Args:
+        training: its micro-batch and token budget.
+        lengths: of the pairs, or of a sample of them.
+        is_padded: the padded layout; else shared_prefix.
+    """
+    longest = int(lengths.longest_row.max())
+    tokens = int(draw_batches(training, lengths, is_padded).max())
+    rows, note = 2 * training.per_device_train_batch_size, ""
+    budget = training.max_tokens_per_micro_batch
+    if budget is not None and tokens > budget:
+        one = lengths.largest_batch(is_packed=not is_padded)
+        rows, tokens = max(2, rows * budget // tokens), max(budget, one)
+        if one > budget:
+            note = f"a pair of {one:,} tokens is more than `max_tokens_per_micro_batch: {budget}` and gets its own pass"
+    return MicroBatch(rows, tokens, longest, not is_padded), note
+
+
+def draw_batches(training: ORPOConfig, lengths: PairLengths, is_padded: bool) -> np.ndarray:
+    """Tokens of the forward passes of random micro-batches."""
+    size = training.per_device_train_batch_size
+    rows = np.random.default_rng(training.seed).integers(len(lengths), size=(DRAWS, size))
+    return lengths[rows].batch(is_packed=not is_padded)
+
+
+def leave_out_checkpointing(
+    config: PreTrainedConfig,
+    model_args: ModelArguments,
+    training: ORPOConfig,
+    sharding: Sharding,
+    lengths: PairLengths,
+    is_padded: bool,
+) -> str:
+    """Turn gradient checkpointing off on a CPU, where the run has not set it and the memory holds all activations.
+
+    Args:
+        config, model_args, training, sharding: as in `estimate_memory`; `training` is changed.
+        lengths, is_padded: as in `largest_batch`.
+
+    Returns:
+        What was decided, in a sentence; empty where the run has set it, or where nothing can be known.
+    """
+    if not training.is_checkpointing_open:
+        return ""
+    trial = copy.copy(training)
+    trial.gradient_checkpointing = False
+    batch, _ = largest_batch(trial, lengths, is_padded)
+    try:
+        needed = estimate_memory(config, model_args, trial, sharding, batch, "cpu").total
+    except ValueError:  # a model or an optimizer that cannot be measured
+        return ""
+    has = cpu_memory() / sharding.processes
+    training.gradient_checkpointing = needed > ROOMY * has
+    fits = "do not fit" if training.gradient_checkpointing else "fit"
+    return (
+        f"Gradient checkpointing is {'on' if training.gradient_checkpointing else 'off'}: without it, about "
+        f"{needed / 2**30:.1f} GiB {fits} into {ROOMY:.0%} of this machine's {has / 2**30:.1f} GiB. "
+        "`gradient_checkpointing` decides otherwise."
+    )
+
+
+def arguments_of(model: PreTrainedModel) -> ModelArguments:
+    """Arguments that plan the memory of a model that is loaded: its dtype, and the ranks of a LoRA adapter.
+
+    Another adapter is planned as full fine-tuning, which takes more.
+    """
+    arguments = ModelArguments(dtype=str(model.dtype).removeprefix("torch."))
+    adapter = next(iter(getattr(model, "peft_config", {}).values()), None)
+    if is_peft_model(model) and getattr(adapter, "target_modules", None) and getattr(adapter, "r", None):
+        arguments.use_peft, arguments.lora_r = True, adapter.r
+        targets = adapter.target_modules
+        arguments.lora_target_modules = targets if isinstance(targets, str) else sorted(targets)
+    return arguments
 
 
 # ---- State, buffers and steps ----------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, MistralConfig, Qwen3Config
 
 from orpo_trl import ORPOConfig
+from orpo_trl.activations import MicroBatch, measure_activations
 from orpo_trl.attention import enable_packed_rows, reading_packed_row
 from orpo_trl.batch import MODEL_INPUTS, PairCollator
-from orpo_trl.check.activations import MicroBatch, measure_activations
-from orpo_trl.check.memory import Sharding, count_weights, dtypes_of, estimate_memory
 from orpo_trl.config import ModelArguments
+from orpo_trl.memory import Sharding, count_weights, dtypes_of, estimate_memory
 
 GIB = 2**30
 SMALL = {
