@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -52,7 +51,7 @@ def of_language(*languages: str, titled: bool = False):
 def command_lines(page: Path) -> list[list[str]]:
     """The words of each command of this project in a block of code, whether it is fenced or indented."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = [*re.findall(r"^(?: {4}|\$ +| {4}\$ +)?((?:orpo-trl|accelerate launch) .*)$", text, re.M)]
+    lines = [*re.findall(r"^(?: {4}|\$ +| {4}\$ +)?((?:orpo-trl|accelerate launch) (?!\w+:).*)$", text, re.M)]
     found = []
     for line in lines:
         words = shlex.split(line, comments=True)
@@ -114,7 +113,7 @@ def test_command_in_a_sentence_exists_and_has_its_options(words):
 
 def test_commands_are_found():
     assert ["orpo-trl", "chat", "outputs/quickstart"] in command_lines(README)
-    assert sum(len(command_lines(page)) for page in PAGES) > 50
+    assert sum(len(command_lines(page)) for page in PAGES) > 40
     assert sum(len(inline_commands(page)) for page in PAGES) > 20
 
 
@@ -195,13 +194,12 @@ def test_readme_names_recipes_with_the_memory_of_their_headers():
     assert shown == {name: float(memory[1]) for name, memory in headers.items() if memory}
 
 
-def test_readme_is_short_and_wrapped():
+def test_readme_is_short_and_pages_are_wrapped():
     lines = README.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 150
     for path in PAGES:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            is_free = line.startswith(("|", "    ", "{", "prompt ", "chosen ", "rejected ")) or "](http" in line
-            assert len(line) <= 120 + 10 * line.startswith("- ") or is_free, (path.name, number, len(line))
+        prose = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S).splitlines()
+        assert [line for line in prose if len(line) > 120 and not line.startswith(("|", "    "))] == [], path
 
 
 def test_links_of_the_readme_lead_to_files():
@@ -224,15 +222,12 @@ def test_readme_and_ci_name_the_same_test_command():
 # ---- The site --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_site_builds_without_a_warning_and_loads_nothing(tmp_path):
     pytest.importorskip("mkdocs")
     site = tmp_path / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
-    begin = time.monotonic()
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, "CI": "true"})
     assert done.returncode == 0, done.stderr
-    print(f"{time.monotonic() - begin:.0f} s")
     pages = list(site.rglob("*.html"))
     assert len(pages) >= len(PAGES) - 1
     for page in pages:
