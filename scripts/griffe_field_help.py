@@ -19,5 +19,5 @@ class FieldHelp(Extension):
                      if isinstance(key, ast.Constant)}  # fmt: skip
             text = texts.get("help")
             if isinstance(text, ast.Constant):
-                attr.docstring = Docstring(text.value, parent=attr)
+                attr.docstring = Docstring(str(text.value), parent=attr)
         attr.value = ast.unparse(given["default"]) if "default" in given else None

@@ -106,7 +106,7 @@ def test_command_in_a_block_of_code_can_be_given(words):
 
 @pytest.mark.parametrize("words", in_pages(inline_commands))
 def test_command_in_a_sentence_exists_and_has_its_options(words):
-    command, names, _ = resolved(words)
+    _, names, _ = resolved(words)
     assert names, words
     assert unknown_options(words) == []
 
