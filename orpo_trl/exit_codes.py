@@ -1,4 +1,4 @@
-"""What the exit status of a run means; README.md, "Interruptions"."""
+"""What the exit status of a run means; docs/resuming.md."""
 
 # The model is trained and saved, or it was already.
 DONE = 0

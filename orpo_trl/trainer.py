@@ -78,7 +78,7 @@ class ORPOTrainer(TokenBudgetMixin, StartMixin, GuardMixin, SavingMixin, upstrea
         args: settings, or those of another trainer as `ORPOConfig.of` takes them; by default those of `ORPOConfig`,
             with an output folder named after the model.
         data_collator: makes a batch as `PairCollator` does; by default one according to `args`.
-        train_dataset: rows of the shapes that README.md lists, or prepared pairs.
+        train_dataset: rows of the shapes that docs/data_formats.md lists, or prepared pairs.
         eval_dataset: the same to evaluate on, or several by name.
         processing_class: tokenizer, or a processor that holds one; by default the model's.
         model_init: makes the model, from nothing or from the trial of a search; `train` calls it anew each time.

@@ -546,11 +546,11 @@ def test_an_attention_changed_later_is_an_error_not_a_wrong_loss(tokenizer, tmp_
         trainer.train()
 
 
-# ---- The table of README.md ------------------------------------------------------------------------------------------
+# ---- The table of docs/layouts.md ------------------------------------------------------------------------------------
 
 
 def kinds(model_type: str) -> str:
-    """The group of README.md's table, from the config of the tiny model of this type."""
+    """The group of the table of docs/layouts.md, from the config of the tiny model of this type."""
     config = tiny_of_type(model_type).config
     if model_type == "gpt_oss":
         return "windows, sinks, mixture of experts"
@@ -564,7 +564,7 @@ def kinds(model_type: str) -> str:
     return ", ".join(filter(None, names)) or "full attention"
 
 
-def readme_table() -> str:
+def models_table() -> str:
     groups: dict[str, list[str]] = {}
     for model_type in sorted(EXACT_MODEL_TYPES):
         groups.setdefault(kinds(model_type), []).append(model_type)
@@ -573,8 +573,9 @@ def readme_table() -> str:
 
 
 @pytest.mark.skipif(not set(CONFIG_MAPPING) >= EXACT_MODEL_TYPES, reason="transformers has not all of the types yet")
-def test_readme_lists_the_models():
-    assert readme_table() in (REPOSITORY / "README.md").read_text(), f"README.md should hold:\n{readme_table()}"
+def test_page_on_layouts_lists_the_models():
+    page = (REPOSITORY / "docs" / "layouts.md").read_text(encoding="utf-8")
+    assert models_table() in page, f"docs/layouts.md should hold:\n{models_table()}"
 
 
 @pytest.mark.parametrize(("alpha", "layout"), [(None, "shared_prefix"), (0.0, "shared_prefix"), (5.0, "padded")])

@@ -84,7 +84,7 @@ def test_number_is_a_finite_float_or_nothing(value):
 # ---- One home for each metric ----------------------------------------------------------------------------------------
 
 
-def readme_table() -> str:
+def metrics_table() -> str:
     better = {True: "higher", False: "lower", None: ""}
     rows = [
         f"| `{metric.name}` | {metric.unit} | {better[metric.higher_is_better]} | {metric.meaning} |"
@@ -94,8 +94,9 @@ def readme_table() -> str:
     return "\n".join(["| metric | unit | better | meaning |", "| --- | --- | --- | --- |", *rows])
 
 
-def test_readme_has_the_table_of_all_logged_metrics():
-    assert f"\n\n{readme_table()}\n\n" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+def test_page_on_metrics_has_the_table_of_all_logged_metrics():
+    page = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert f"\n\n{metrics_table()}\n\n" in page, f"docs/metrics.md should hold:\n{metrics_table()}"
 
 
 def test_labels_titles_and_headings_are_distinct_and_meanings_are_sentences():

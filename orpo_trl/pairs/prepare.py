@@ -135,7 +135,7 @@ def prepare_pairs(
     others read its cache.
 
     Args:
-        dataset: rows of the accepted shapes (README, "Data formats").
+        dataset: rows of the accepted shapes (docs/data_formats.md).
         tokenizer: encodes the texts; needs an end-of-sequence token, and a chat template for conversations.
         rules: limits of length, and how strings are read.
         name: what to call the dataset in the report, and in errors where rows carry no source of their own.
