@@ -28,19 +28,24 @@ def leave_out_all() -> None:
 
 
 def leave_out_unused(arguments: list[str]) -> None:
-    """Leave out of this process what a run does not use.
+    """Leave out of this process what a run does not use; see `unused`."""
+    for name in unused(arguments):
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
+def unused(arguments: list[str]) -> list[str]:
+    """The packages that a run does not use.
 
     Args:
-        arguments: a recipe and overrides, as of `load_recipe`. Where the recipe cannot be read, nothing is left out.
+        arguments: a recipe and overrides, as of `load_recipe`. Where the recipe cannot be read, there are none.
     """
     try:
         recipe = read_recipe(find_recipe(arguments[0]))
     except (RecipeError, OSError, IndexError):
-        return
+        return []
     words = " ".join([*_words(recipe.settings), *arguments[1:]]).replace("-", "_").replace("=", " ").lower()
-    for name, hints in _HINTS.items():
-        if not any(hint in words for hint in hints) and (name != "peft" or not _may_be_adapter(recipe, arguments)):
-            sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+    names = [name for name, hints in _HINTS.items() if not any(hint in words for hint in hints)]
+    return [name for name in names if name != "peft" or not _may_be_adapter(recipe, arguments)]
 
 
 def _words(value: Any) -> list[str]:

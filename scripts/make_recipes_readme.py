@@ -20,7 +20,7 @@ from orpo_trl.recipe.parse import build_settings, load_recipe
 
 # Sections of recipes/README.md, in its order.
 GROUPS = {
-    "Quickstart": ("quickstart",),
+    "Quickstart": ("quickstart", "smollm2_135m"),
     "The paper's checkpoints": ("mistral_alpha", "mistral_beta", "mistral_capybara"),
     "The checkpoints as they were released": (
         "mistral_alpha_released",

@@ -13,10 +13,20 @@ def test_takes_every_argument_of_trl_with_its_default(tmp_path):
     trl = {f.name: f for f in dataclasses.fields(TRLConfig)}
     assert set(trl) <= set(own)
     differing = {name for name in trl if own[name].default != trl[name].default}
-    # None stands for 1, and lets `global_batch_size` decide.
+    # None stands for 1, and lets `global_batch_size` decide; and for on, and lets a CPU's memory decide.
     assert differing == {
         "learning_rate", "logging_nan_inf_filter", "train_sampling_strategy", "gradient_accumulation_steps",
+        "gradient_checkpointing", "logging_first_step",
     }  # fmt: skip
+
+
+def test_what_is_not_set_is_decided_by_the_device(tmp_path):
+    """This suite runs on a CPU, and `use_cpu` makes one of a machine with a GPU."""
+    open_ = ORPOConfig(str(tmp_path), use_cpu=True)
+    assert (open_.bf16, open_.gradient_checkpointing, open_.is_checkpointing_open) == (False, True, True)
+    asked = ORPOConfig(str(tmp_path), use_cpu=True, bf16=True, gradient_checkpointing=True)
+    assert (asked.bf16, asked.gradient_checkpointing, asked.is_checkpointing_open) == (True, True, False)
+    assert not ORPOConfig(str(tmp_path), use_cpu=True, gradient_checkpointing=False).is_checkpointing_open
 
 
 def test_learning_rate_is_the_papers(tmp_path):

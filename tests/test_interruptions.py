@@ -27,8 +27,10 @@ def make_trainer(folder, **kwargs):
     return ORPOTrainer(tiny_model(), settings(folder, **kwargs), processing_class=tokenizer, **rows)
 
 
-def test_sigterm_stops_with_a_checkpoint_within_a_step(tmp_path):
-    run = Run(tmp_path / "out", *LONG, bare=True)
+@pytest.mark.parametrize("bare", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_sigterm_stops_with_a_checkpoint_within_a_step(bare, tmp_path):
+    """One process trains in that of `orpo-trl train`, as in that of the script."""
+    run = Run(tmp_path / "out", *LONG, bare=bare)
     run.wait_for_step(3)
     at = run.steps()[-1]
     run.send(signal.SIGTERM)
@@ -39,7 +41,8 @@ def test_sigterm_stops_with_a_checkpoint_within_a_step(tmp_path):
     log = run.log()
     assert "SIGTERM: the run stops at the end of this optimiser step, with a checkpoint." in log
     assert f"Stopped after step {step} (SIGTERM). Checkpoint: {run.output / f'checkpoint-{step}'}\n" in log
-    assert "The same command goes on: " in log
+    again = "The same command goes on: " + ("" if bare else "orpo-trl train quickstart --report_to none")
+    assert again in log
     assert not any(word in log for word in ("Traceback", "Saved the model", "Trained to step"))
     assert "finished" not in json.loads((run.output / "run.json").read_text())
 

@@ -74,8 +74,8 @@ def load_pairs(arguments: DataArguments, with_test: bool, seed: int = 42) -> tup
         return train, load_split(arguments.dataset_test_split)
     except ValueError as error:
         raise ValueError(
-            f"{error}\nWithout a test split, set `test_split_size`, such as 100 or 0.05: it holds rows of the train split "
-            "out."
+            f"{error}\nWithout a test split, set `test_split_size`, such as 100 or 0.05: it holds out rows of the "
+            "train split."
         ) from error
 
 

@@ -186,12 +186,19 @@ def test_wrong_names(tmp_path, kwargs, error, message):
 
 def test_evaluation_needs_rows(tmp_path):
     path = write(tmp_path / "rows.jsonl")
-    with pytest.raises(ValueError, match="`eval_strategy` is 'no'"):
-        load(False, dataset_name=path, test_split_size=0.1)
-    with pytest.raises(ValueError, match="'test'"):
+    with pytest.raises(ValueError, match=r"'test'(.|\n)*Without a test split, set `test_split_size`"):
         load(True, dataset_name=path)
     with pytest.raises(ValueError, match="`test_split_size`"):
         load(True, datasets=[{"path": path}])
+
+
+def test_rows_that_are_held_out_are_not_trained_where_nothing_is_evaluated(tmp_path):
+    """Else evaluation would decide what is trained."""
+    path = write(tmp_path / "rows.jsonl")
+    train, test = load(True, dataset_name=path, test_split_size=3)
+    alone, none = load(False, dataset_name=path, test_split_size=3)
+    assert alone.to_list() == train.to_list()
+    assert (len(test), none) == (3, None)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

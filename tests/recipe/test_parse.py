@@ -95,8 +95,6 @@ def test_all_problems_are_reported_at_once_with_their_lines(tmp_path):
         ("load_best_model_at_end: true\n", "recipe.yaml:5: --load_best_model_at_end requires"),
         ("eval_strategy: steps\ntest_split_size: 0\n", "recipe.yaml:6: `test_split_size` must be above 0, got 0"),
         ("datasets: [{path: a}]\n", "recipe.yaml:2: Set one of `dataset_name` and `datasets`; received both"),
-        ("test_split_size: 0.1\n", "recipe.yaml:5: `test_split_size` holds rows out to evaluate on, but"),
-        ("eval_datasets: {a: {path: b}}\n", "recipe.yaml:5: `eval_datasets` names rows to evaluate on, but"),
         ("deepspeed: zero33\n", "recipe.yaml:5: `deepspeed`: did you mean zero3? expected zero2, zero3 or"),
         ("hub_token: hf_secret\n", "recipe.yaml:5: `hub_token`: this is no place for a token"),
         ("seed: 99999999999\n", "recipe.yaml:5: `seed` must be from 0 to 2^32 - 1, got 99999999999"),
