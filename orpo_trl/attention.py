@@ -218,13 +218,14 @@ def _in_autocast_dtype(tensor: torch.Tensor) -> torch.Tensor:
 def _by_segment(attention, module, query, key, value, segments, sliding_window=None, **kwargs) -> torch.Tensor:
     """Each segment through the model's own attention, with the mask that it would have in a row of its own.
 
-    The masks of a batch are made by its first layer, for all layers.
+    Segments of the same lengths are one call, as rows of a batch. The masks of a batch are made by its first layer, for
+    all layers.
     """
+    lengths = list(zip(segments["query_lengths"], segments["key_lengths"], strict=True))
     queries = query.split(segments["query_lengths"], 2)
     keys, values = (tensor.split(segments["key_lengths"], 2) for tensor in (key, value))
-    outputs = []
-    for parts in zip(queries, keys, values, strict=True):
-        query_length, key_length = parts[0].shape[2], parts[1].shape[2]
+    outputs: list[Any] = [None] * len(lengths)
+    for query_length, key_length in dict.fromkeys(lengths):
         is_causal = query_length == key_length and (sliding_window is None or key_length <= sliding_window)
         if is_causal and attention is AttentionInterface()["sdpa"]:
             mask = None  # it is causal without, and faster
@@ -233,7 +234,11 @@ def _by_segment(attention, module, query, key, value, segments, sliding_window=N
             mask = _Forward.masks.get(kind)
             if mask is None:
                 mask = _Forward.masks[kind] = _causal_mask(query_length, key_length, sliding_window, query)
-        outputs.append(attention(module, *parts, mask, sliding_window=sliding_window, **kwargs)[0])
+        alike = [i for i, other in enumerate(lengths) if other == (query_length, key_length)]
+        rows = [torch.cat([parts[i] for i in alike]) for parts in (queries, keys, values)]
+        output = attention(module, *rows, mask, sliding_window=sliding_window, **kwargs)[0]
+        for i, part in zip(alike, output.split(1), strict=True):
+            outputs[i] = part
     return torch.cat(outputs, dim=1)
 
 

@@ -20,7 +20,7 @@ from orpo_trl.recipe.parse import build_settings, load_recipe
 
 # Sections of recipes/README.md, in its order.
 GROUPS = {
-    "Quickstart": ("quickstart", "smollm2_135m"),
+    "Quickstart": ("quickstart", "smollm2_135m", "smollm2_135m_lora", "smollm2_135m_ultrafeedback"),
     "The paper's checkpoints": ("mistral_alpha", "mistral_beta", "mistral_capybara"),
     "The checkpoints as they were released": (
         "mistral_alpha_released",

@@ -56,6 +56,11 @@ LLAMA_8B = Figures(
     "token_mean", "zero3",
 )  # fmt: skip
 QWEN_8B = LLAMA_8B._replace(model=QWEN, dataset=TRL_LIB, splits=TEST)
+# The authors advise 0.5 to 1.0 for small models, and 5e-6 to 2e-5.
+FRIENDLY = Figures(
+    "HuggingFaceTB/SmolLM2-135M-Instruct", "recipes/friendly/data", TEST, 0.5, 2e-5, "cosine", 5, 1, (None, 256),
+    (1, 8, 1), "adamw_torch_fused", "token_mean", None,
+)  # fmt: skip
 FIGURES = {
     "mistral_alpha": ALPHA,
     "mistral_beta": BETA,
@@ -87,8 +92,12 @@ FIGURES = {
         "recipes/quickstart/model", "recipes/quickstart/data", TEST, 0.5, 3e-3, "cosine", 10, 15,
         (None, 128), (1, 16, 1), "adamw_torch_fused", "token_mean", None,
     ),
+    "smollm2_135m": FRIENDLY,
+    "smollm2_135m_lora": FRIENDLY._replace(learning_rate=5e-4),
+    "smollm2_135m_ultrafeedback": FRIENDLY._replace(dataset=TRL_LIB, lengths=(192, 384)),
 }  # fmt: skip
 BEST_EPOCH = ["mistral_alpha", "opt_350m_hh_rlhf", "phi2_ultrafeedback", "llama2_7b_ultrafeedback"]
+ON_CPU = ["quickstart", "smollm2_135m", "smollm2_135m_lora", "smollm2_135m_ultrafeedback"]
 OWN_GPU = ["llama31_8b", "llama31_8b_qlora", "qwen3_8b", "qwen3_8b_qlora", "qwen_0.5b"]
 
 
@@ -154,7 +163,7 @@ def test_recipe_has_the_figures_of_its_sources(name, tmp_path):
     assert training.seed == 42
 
 
-@pytest.mark.parametrize("name", [name for name in FIGURES if name != "quickstart"])
+@pytest.mark.parametrize("name", [name for name in FIGURES if name not in ON_CPU])
 def test_comment_on_the_batch_multiplies_out(name):
     gpus, per_gpu, accumulation = FIGURES[name].batch
     text = (RECIPES / (load_own(name).get("extends") or f"{name}.yaml")).read_text(encoding="utf-8")
@@ -166,7 +175,7 @@ def test_comment_on_the_batch_multiplies_out(name):
     )
 
 
-@pytest.mark.parametrize("name", [name for name in FIGURES if name not in (*OWN_GPU, "quickstart")])
+@pytest.mark.parametrize("name", [name for name in FIGURES if name not in (*OWN_GPU, *ON_CPU)])
 def test_published_experiments_share_the_optimiser_and_the_precision(name, tmp_path):
     _, _, training = parsed(name, tmp_path)
     assert (training.adam_beta1, training.adam_beta2, training.adam_epsilon) == (0.9, 0.999, 1e-8)
@@ -213,7 +222,7 @@ def test_qlora_has_the_adapter_of_its_source_and_computes_in_16_bits(name, rank,
     assert (model.lora_r, model.lora_alpha, model.lora_target_modules) == (rank, alpha, "all-linear")
 
 
-@pytest.mark.parametrize("name", [name for name in FIGURES if name != "quickstart"])
+@pytest.mark.parametrize("name", [name for name in FIGURES if name not in ON_CPU])
 def test_every_value_says_where_it_comes_from(name):
     text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
     words = ("stated", "chosen here") if name in OWN_GPU else ("stated", "inferred", "chosen here")
@@ -258,6 +267,22 @@ def test_accelerate_config_is_one_that_accelerate_reads(path):
 def test_deepspeed_config(stage):
     config = json.loads((RECIPES / "deepspeed" / f"zero{stage}.json").read_text())
     assert config["zero_optimization"]["stage"] == stage
+
+
+def test_friendly_pairs_are_what_the_script_makes(tmp_path):
+    import runpy
+    import shutil
+
+    script = tmp_path / "make.py"
+    shutil.copy(RECIPES / "friendly" / "make.py", script)
+    runpy.run_path(str(script), run_name="__main__")
+    rows = {}
+    for name in ("train.jsonl", "test.jsonl"):
+        kept, anew = ((folder / "data" / name).read_text() for folder in (RECIPES / "friendly", tmp_path))
+        assert kept == anew
+        rows[name] = [json.loads(line) for line in anew.splitlines()]
+    prompts = [{row["prompt"][0]["content"] for row in part} for part in rows.values()]
+    assert not prompts[0] & prompts[1]
 
 
 def test_quickstart_files_are_what_the_script_makes(tmp_path):

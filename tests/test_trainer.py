@@ -629,3 +629,30 @@ def test_tokenizer_without_end_of_sequence_is_refused_before_the_weights_are_loa
 
 def test_config_is_exported():
     assert ORPOConfig.__mro__[1].__name__ == "SFTConfig"
+
+
+# ---- What a CPU decides ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("asked", "runs"), [(None, False), (True, True)])
+def test_layers_run_twice_only_where_it_was_asked_for(tokenizer, tmp_path, caplog, asked, runs):
+    """`None`: the memory of this machine holds the activations of a tiny model."""
+    caplog.set_level(logging.INFO, "orpo_trl")
+    trainer = train(tiny_model(), tokenizer, make_dataset(8), tmp_path, gradient_checkpointing=asked, max_steps=1)
+    assert trainer.model.is_gradient_checkpointing is runs
+    assert ("Gradient checkpointing is off: without it, about" in caplog.text) is not runs
+
+
+@pytest.mark.parametrize(("learning_rate", "is_low"), [(2e-5, True), (5e-5, False)])
+def test_learning_rate_of_full_fine_tuning_is_named_where_an_adapter_is_trained(
+    tokenizer, tmp_path, caplog, learning_rate, is_low
+):
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    for peft_config in (config, None):
+        caplog.clear()
+        ORPOTrainer(
+            tiny_model(), settings(tmp_path, learning_rate=learning_rate), train_dataset=make_dataset(4),
+            processing_class=tokenizer, peft_config=peft_config,
+        )  # fmt: skip
+        said = f"`learning_rate: {learning_rate:g}` is one of full fine-tuning" in caplog.text
+        assert said is (is_low and peft_config is not None)

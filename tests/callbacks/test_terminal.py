@@ -14,6 +14,7 @@ import pytest
 from support.processes import TRAIN_ENVIRONMENT
 from support.small import REPOSITORY
 
+from orpo_trl.callbacks import terminal
 from orpo_trl.callbacks.terminal import LINES_PER_HEADER, TerminalProgress
 
 ARGS = SimpleNamespace(disable_tqdm=True)
@@ -83,6 +84,22 @@ def test_other_logs_and_the_end_are_lines_of_words(progress, capsys):
 def test_other_processes_are_silent(progress, capsys):
     progress.on_log(ARGS, state(is_world_process_zero=False), None, TRAIN)
     assert capsys.readouterr().out == ""
+
+
+def test_bar_moves_within_an_optimiser_step(monkeypatch, capsys):
+    """Which takes minutes where it has many micro-batches."""
+    monkeypatch.setattr(terminal, "_PAUSE", -1.0)
+    callback, args = TerminalProgress(), SimpleNamespace(disable_tqdm=False, gradient_accumulation_steps=3)
+    callback.on_train_begin(args, state(0), None)
+    callback.training_bar.disable = False  # as on a terminal
+    said = []
+    monkeypatch.setattr(callback.training_bar, "set_description", lambda text, refresh=True: said.append(text))
+    monkeypatch.setattr(callback.training_bar, "update", lambda steps: said.append(steps))
+    for step in (1, 2):
+        callback.on_substep_end(args, state(step - 1), None)
+        callback.on_substep_end(args, state(step - 1), None)
+        callback.on_step_end(args, state(step), None)
+    assert said == ["train, micro-batch 1 of 3", "train, micro-batch 2 of 3", "train", 1] * 2
 
 
 @pytest.mark.slow

@@ -191,3 +191,20 @@ def test_deepspeed_override(tmp_path):
     recipe = write(tmp_path, BASE + "deepspeed: zero3\n")
     for arguments in (["--deepspeed", "zero2"], ["--deepspeed=zero2"], ["--deepspeed", "null"], []):
         assert not parse_recipe([recipe, *arguments])[2].deepspeed  # one process has nothing to shard
+
+
+@pytest.mark.parametrize(
+    ("lines", "strategy"),
+    [
+        ("test_split_size: 10\n", "epoch"),
+        ("eval_datasets: {a: {path: rows.jsonl}}\n", "epoch"),
+        ("test_split_size: 10\neval_strategy: steps\neval_steps: 5\n", "steps"),
+        ('test_split_size: 10\neval_strategy: "no"\n', "no"),
+        ("", "no"),
+    ],
+)
+def test_rows_to_evaluate_on_are_evaluated(tmp_path, lines, strategy):
+    (tmp_path / "recipe.yaml").write_text(f"model_name_or_path: m\ndataset_name: rows.jsonl\n{lines}")
+    _, data, training = parse_recipe([str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path)])
+    assert training.eval_strategy == strategy
+    assert bool(data.test_split_size or data.eval_datasets) == bool(lines)
