@@ -67,7 +67,7 @@ def adapter_note(learning_rate: float) -> str:
         return ""
     return (
         f"`learning_rate: {learning_rate:g}` is one of full fine-tuning, and an adapter learns little at it. ORPO's "
-        "authors advise 5e-5 to 5e-4 for LoRA (xfactlab/orpo#28)."
+        "authors advise 5e-5 or 5e-4 for LoRA (xfactlab/orpo#28)."
     )
 
 
