@@ -74,6 +74,11 @@ class Run:
         """The preparation report of each dataset, for people."""
         return [_preparation_text(report) for report in self.preparation.values()]
 
+    def prepared_pairs(self) -> dict[str, int]:
+        """Pairs of each dataset that the preparation kept, by name, where its report can be read."""
+        reports = {name: _preparation(report) for name, report in self.preparation.items()}
+        return {name: int(number(report.pairs) or 0) for name, report in reports.items() if report is not None}
+
     @property
     def last_step(self) -> int:
         return int(max((number(log.get("step")) or 0 for log in self.history), default=0))
@@ -102,11 +107,19 @@ class Run:
         return str(name or "")
 
 
-def _preparation_text(report: Any) -> str:
+def _preparation(report: Any) -> PreparationReport | None:
+    """A preparation report; None of one that another version has written otherwise."""
     try:
-        return str(PreparationReport.from_dict(report))
-    except (AttributeError, KeyError, TypeError, ValueError):  # written by another version
-        return json.dumps(report, ensure_ascii=False, indent=2)
+        found = PreparationReport.from_dict(report)
+        str(found)  # its values have the types that a text of them needs
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    return found
+
+
+def _preparation_text(report: Any) -> str:
+    found = _preparation(report)
+    return json.dumps(report, ensure_ascii=False, indent=2) if found is None else str(found)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
