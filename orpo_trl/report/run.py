@@ -65,6 +65,14 @@ class Run:
         """Metrics of the last evaluation under their logged names (`eval_loss`), those that are not finite left out."""
         return logs.last_values(self.history)
 
+    def metrics_before(self) -> dict[str, float]:
+        """Metrics of the model before its first step, as `final_metrics`; empty where it was not evaluated then."""
+        return logs.last_values([log for log in self.history if logs.is_before_training(log)])
+
+    def metrics_after(self) -> dict[str, float]:
+        """`final_metrics` without the evaluation before the first step."""
+        return logs.last_values([log for log in self.history if not logs.is_before_training(log)])
+
     @cached_property
     def prefixes(self) -> list[str]:
         """What stands before a metric's name in evaluation, for each evaluation set: `eval_` or `eval_LABEL_`."""
