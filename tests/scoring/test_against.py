@@ -128,33 +128,30 @@ def test_a_model_does_not_differ_from_itself_and_the_table_is_repeated(place):
 
 
 _VALUE = st.none() | st.floats(-20, 0)
-_SIDES = st.tuples(_VALUE, st.none() | _VALUE)
+_SIDES = st.tuples(_VALUE, _VALUE)
+_Sides = tuple[float | None, float | None]
 
 
-def _record(chosen: float | None, rejected: float | None, is_pair: bool) -> dict:
-    known = is_pair and chosen is not None and rejected is not None
-    values = {
-        "rejected_tokens": 3 if is_pair else None, "chosen_logp": chosen,
-        "rejected_logp": rejected if is_pair else None, "log_or": chosen - rejected if known else None,
-        "is_correct": chosen > rejected if known else None,
-    }  # fmt: skip
+def _record(sides: _Sides, is_pair: bool) -> dict:
+    chosen, rejected = sides
+    values = {"rejected_tokens": 3 if is_pair else None, "chosen_logp": chosen}
+    if is_pair:
+        values |= {"rejected_logp": rejected}
+    if is_pair and chosen is not None and rejected is not None:
+        values |= {"log_or": chosen - rejected, "is_correct": chosen > rejected}
     return dict.fromkeys(RECORD.names) | values
 
 
 @hypothesis_settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(_SIDES, _SIDES, st.booleans()), max_size=12))
-def test_any_scores_make_a_table_of_what_is_finite_under_both(rows):
-    records = with_base(
-        [_record(*ours, is_pair) for ours, _, is_pair in rows],
-        [_record(*theirs, is_pair) for _, theirs, is_pair in rows],
-    )
-    text = comparison(records, "BASE")
+def test_any_scores_make_a_table_of_what_is_finite_under_both(rows: list[tuple[_Sides, _Sides, bool]]):
+    ours, theirs = ([_record(row[model], row[2]) for row in rows] for model in (0, 1))
+    text = comparison(with_base(ours, theirs), "BASE")
     pairs = [row for row in rows if row[2]]
-    what = "pairs" if pairs else "rows"
-    kept = (
-        [r for r in pairs if None not in r[0] + r[1]] if pairs else [r for r in rows if None not in (r[0][0], r[1][0])]
-    )
-    assert text.startswith(f"against BASE, over {len(kept)} {what};")
+    kept = [row for row in pairs if None not in row[0] + row[1]]
+    if not pairs:
+        kept = [row for row in rows if row[0][0] is not None and row[1][0] is not None]
+    assert text.startswith(f"against BASE, over {len(kept)} {'pairs' if pairs else 'rows'};")
     assert ("left out: " in text) == (len(kept) < len(pairs or rows))
     assert text.count(METRICS["logps/chosen"].heading) == bool(kept)
     assert text.count(METRICS["rewards/accuracies"].heading) == bool(kept and pairs)

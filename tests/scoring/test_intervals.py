@@ -66,6 +66,7 @@ def test_interval_lies_within_the_values_and_moves_with_them(values, shift, seed
     column = np.array(values)[:, None]
     (one,) = bootstrap(column, ["a"], seed, 200).values()
     (moved,) = bootstrap(column + shift, ["a"], seed, 200).values()
+    assert None not in (one.low, one.high, moved.low, moved.high)
     assert min(values) - 1e-9 <= one.low <= one.high <= max(values) + 1e-9
     assert (moved.low, moved.high) == pytest.approx((one.low + shift, one.high + shift), abs=1e-6)
 
