@@ -484,8 +484,9 @@ def report(runs: tuple[Path, ...], output: Path | None, png: Path | None, csv: P
     """Make one page of a RUN's folder, or of several side by side.
 
     Held-out metrics, evaluations, diagnosis, curves, what the recipes differ in, answers to held-out prompts, and how
-    the runs were made, in one HTML file that loads nothing. Evaluations stand beside published ones where judge,
-    template, shots and number of items agree. Folders of other trainers are read too: their trainer_state.json is.
+    the runs were made, in one HTML file that loads nothing. With `eval_on_start: true` in the recipe, the held-out
+    metrics before training stand beside those after it. Evaluations stand beside published ones where judge, template,
+    shots and number of items agree. Folders of other trainers are read too: their trainer_state.json is.
 
     \b
     Examples:
