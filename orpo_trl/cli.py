@@ -263,6 +263,7 @@ def import_(file: Path, tool: str | None, output: Path | None) -> None:
 @argument("model")
 @argument("data")
 @option("-o", "--output", type=_ANY_PATH, help="A new .jsonl or .parquet file. Default: print.")
+@option("--against", metavar="BASE", help="Also score the same tokens under this model, and show the difference.")
 @option("--split", default="train", show_default=True, help="Split of DATA.")
 @option("--config", help="Configuration of a Hub dataset.")
 @option("--tokenizer", metavar="NAME", help="Hub id or folder. Default: MODEL's own.")
@@ -311,11 +312,16 @@ def logps(model: str, data: str, output: Path | None, **options: Any) -> None:
     log-probabilities, its log odds, the log odds ratio of the pair (log_or), odds_ratio_delta = sigmoid(-log_or), and
     whether chosen is more likely than rejected (is_correct). Report and summary go to standard error.
 
+    With --against BASE each record also has BASE's values (base_chosen_logp, …), and a table on standard error shows
+    both models and their difference with a paired bootstrap interval of 95 %. MODEL's tokenizer and chat template make
+    the rows of both; rows with tokens that are others for BASE are refused.
+
     \b
     Examples:
       orpo-trl logps outputs/quickstart recipes/quickstart/data --split test | head -n 3
       orpo-trl logps kaist-ai/mistral-orpo-beta pairs.jsonl -o scores.parquet --max_length 2048
       orpo-trl logps outputs/adapter argilla/dpo-mix-7k --split test -o scores.jsonl --dtype bfloat16
+      orpo-trl logps outputs/beta pairs.jsonl -o scores.parquet --against mistralai/Mistral-7B-v0.1
     """
     from orpo_trl.scoring.run_logps import json_lines, run_logps
 
@@ -495,8 +501,9 @@ def report(runs: tuple[Path, ...], output: Path | None, png: Path | None, csv: P
     """Make one page of a RUN's folder, or of several side by side.
 
     Held-out metrics, evaluations, diagnosis, curves, what the recipes differ in, answers to held-out prompts, and how
-    the runs were made, in one HTML file that loads nothing. Evaluations stand beside published ones where judge,
-    template, shots and number of items agree. Folders of other trainers are read too: their trainer_state.json is.
+    the runs were made, in one HTML file that loads nothing. With `eval_on_start: true` in the recipe, the held-out
+    metrics before training stand beside those after it. Evaluations stand beside published ones where judge, template,
+    shots and number of items agree. Folders of other trainers are read too: their trainer_state.json is.
 
     \b
     Examples:

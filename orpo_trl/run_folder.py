@@ -19,7 +19,8 @@ RUN = "run.json"
 PREPARATION = "preparation.json"
 # One line per log: step, epoch, and the metrics under their logged names.
 LOGS = "metrics.jsonl"
-# One line per answer to a held-out prompt: step, dataset, prompt, completion, chosen, rejected.
+# One line per answer to a held-out prompt: step, dataset, prompt, completion, chosen, rejected; where the prompt's last
+# user turn begins and ends, in characters, null in what is no conversation; texts of its special tokens.
 SAMPLES = "samples.jsonl"
 # One line per row of an optimiser step that was not finite: step, rank, source, row, tokens, log-probabilities.
 TROUBLE = "trouble.jsonl"

@@ -100,14 +100,82 @@ def test_sft_alone_expects_nothing_of_rejected_responses():
     assert findings(history, beta=0) == {}
 
 
+def held_out(
+    accuracy: float | None, step: int = 400, prefix: str = "eval_", groups: dict[str, float] | None = None
+) -> dict:
+    pairs = {f"{prefix}{name}/pairs": count for name, count in (groups or {}).items()}
+    return {"step": step, f"{prefix}logps/chosen": -1.2, f"{prefix}rewards/accuracies": accuracy, **pairs}
+
+
+@pytest.mark.parametrize("pairs", [5, 20, 67, 400, 10_000])
+def test_held_out_accuracy_is_below_chance_where_wilsons_interval_is(pairs):
+    stats = pytest.importorskip("scipy.stats")
+    for right in {0, pairs // 3, *range(max(0, pairs // 2 - 110), pairs // 2 + 2)}:
+        interval = stats.binomtest(right, pairs).proportion_ci(0.95, method="wilson")
+        found = diagnose([*curve(), held_out(right / pairs)], 0.1, WARMUP, MAX_STEPS, {"eval": pairs})
+        assert (set(found) == {"below_chance"}) == (interval.high < 0.5), right
+        assert not found or found["below_chance"].startswith(
+            f"Held-out accuracy is below 0.5, by more than chance explains: {right / pairs:.3f} at step 400 ({pairs:,} "
+        )
+
+
+def test_pairs_are_counted_by_the_groups_of_the_evaluation():
+    groups = {"lengths/1-64": 30.0, "lengths/65-128": 70.0, "sources/a": 60.0}
+    found = findings([*curve(), held_out(0.39, groups=groups)])
+    assert "0.390 at step 400 (100 pairs)" in found["below_chance"]
+    assert findings([*curve(), held_out(0.41, groups=groups)]) == {}
+    assert findings([*curve(), held_out(0.1)]) == {}  # of how many pairs, nothing says
+
+
+def test_each_evaluation_set_is_judged_by_its_own_pairs_and_told_in_one_finding():
+    history = [
+        *curve(), held_out(0.30, 0, "eval_a_"), held_out(0.40, 0, "eval_b_"),
+        held_out(0.35, 400, "eval_a_"), held_out(0.45, 400, "eval_b_"), held_out(0.2, 400, "eval_c_"),
+    ]  # fmt: skip
+    found = diagnose(history, 0.1, WARMUP, MAX_STEPS, {"a": 200, "b": 200, "c": 1000})
+    assert list(found) == ["below_chance"]
+    assert (
+        "0.350 at step 400 (`a`, 200 pairs, 0.300 before training); 0.200 at step 400 (`c`, 1,000 pairs)."
+        in (found["below_chance"])
+    )
+    assert "`b`" not in found["below_chance"]
+
+
+def test_what_to_look_at_where_accuracy_is_below_chance():
+    def text(logs, beta=0.1):
+        return diagnose([*logs, held_out(0.3)], beta, WARMUP, MAX_STEPS, {"eval": 100}).get("below_chance", "")
+
+    assert "the right way round? Look at one pair" in text(curve())
+    assert "a higher `beta` pulls harder" in text(curve())
+    trained = [{**log, "rewards/accuracies": 0.8} for log in curve()]
+    assert "In training the accuracy is 0.800, so look at the held-out pairs first." in text(trained)
+    assert "`beta: 0` (SFT alone)" in text(curve(), beta=0)
+    # Where training says the same, the question is asked once.
+    both = diagnose(
+        [*curve(logps_rejected=lambda step: -0.5), held_out(0.3)], 0.1, WARMUP, MAX_STEPS, {"eval": 100}
+    )  # fmt: skip
+    assert sum(text.count("the right way round?") for text in both.values()) == 1
+
+
+@pytest.mark.parametrize("step", [0, WARMUP - 1])
+def test_accuracy_before_the_warm_up_has_ended_is_the_base_models(step):
+    assert diagnose([held_out(0.2, step)], 0.1, WARMUP, MAX_STEPS, {"eval": 1000}) == {}
+
+
+def test_last_evaluation_alone_counts():
+    history = [held_out(0.2, 100), held_out(0.55, 200), held_out(0.2, 300), held_out(None, 400)]
+    for end in (2, 4):
+        assert diagnose(history[:end], 0.1, WARMUP, MAX_STEPS, {"eval": 1000}) == {}
+
+
 VALUES = st.one_of(st.none(), st.floats(), st.integers(-5, 5))
 NAMES = ("loss", "nll_loss", "logps/chosen", "logps/rejected", "log_odds_chosen", "eval_loss", "eval_nll_loss",
-         "eval_logps/chosen")  # fmt: skip
+         "eval_logps/chosen", "eval_rewards/accuracies", "rewards/accuracies", "eval_sources/a/pairs")  # fmt: skip
 
 
 @given(
     st.lists(st.dictionaries(st.sampled_from(NAMES), VALUES)), st.floats(0, 2), st.integers(0, 9), st.integers(0, 50)
 )
 def test_any_history_gets_sentences(logs, beta, warmup, steps):
-    found = diagnose([{"step": i, **log} for i, log in enumerate(logs, 1)], beta, warmup, steps)
+    found = diagnose([{"step": i, **log} for i, log in enumerate(logs, 1)], beta, warmup, steps, {"eval": steps})
     assert all(isinstance(text, str) and text for text in found.values())

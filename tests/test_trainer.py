@@ -423,6 +423,30 @@ def test_samples_with_an_evaluation_set_smaller_than_a_batch(tokenizer, tmp_path
     assert records[0]["step"] == 0
 
 
+def test_samples_say_where_the_last_user_turn_is(tokenizer, tmp_path):
+    earlier = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi."},
+               {"role": "assistant", "content": "Hello."}]  # fmt: skip
+    rows = [
+        {"prompt": [*earlier, {"role": "user", "content": f"Is {number} a number?"}],
+         "chosen": [{"role": "assistant", "content": "Yes."}], "rejected": [{"role": "assistant", "content": "Go."}]}
+        for number in range(3)
+    ]  # fmt: skip
+    trainer = ORPOTrainer(
+        tiny_model(), settings(tmp_path, generate_during_eval=True), train_dataset=make_dataset(4),
+        eval_dataset={"chat": Dataset.from_list(rows), "text": make_dataset(2)}, processing_class=tokenizer,
+    )  # fmt: skip
+    trainer.evaluate()
+    chats, texts = [], []
+    for line in (tmp_path / "samples.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        (chats if record["dataset"] == "eval_chat" else texts).append(record)
+    assert [record["prompt"][slice(*record["last_turn"])] for record in chats] == [
+        row["prompt"][-1]["content"] for row in rows
+    ]
+    assert chats[0]["special_tokens"] == ["<|system|>", "</s>", "<|user|>", "<|assistant|>"]
+    assert [(record["last_turn"], record["special_tokens"]) for record in texts] == [(None, [])] * 2
+
+
 def test_samples_of_each_evaluation_set(tokenizer, tmp_path):
     trainer = ORPOTrainer(
         tiny_model(), settings(tmp_path, generate_during_eval=True), train_dataset=make_dataset(4),

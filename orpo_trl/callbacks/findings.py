@@ -11,9 +11,14 @@ logger = logging.getLogger(__name__)
 
 
 class FindingWarnings(TrainerCallback):
-    """Warns once of each finding of `diagnose`, which it calls about a hundred times in a run."""
+    """Warns once of each finding of `diagnose`, which it calls about a hundred times in a run.
 
-    def __init__(self):
+    Args:
+        trainer: its preparation reports tell how many pairs are held out.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
         self._logged: set[str] = set()
         self._next_look = 0
 
@@ -27,7 +32,8 @@ class FindingWarnings(TrainerCallback):
         # Each call reads all logs so far.
         self._next_look = state.global_step + state.max_steps // 100
         warmup = args.get_warmup_steps(state.max_steps)
-        for kind, sentence in diagnose(state.log_history, args.beta, warmup, state.max_steps).items():
+        pairs = {name: report.pairs for name, report in self.trainer.preparation_reports.items()}
+        for kind, sentence in diagnose(state.log_history, args.beta, warmup, state.max_steps, pairs).items():
             # The trainer itself warns of a non-finite step, and names the metrics and micro-batches.
             if kind not in self._logged and kind != NON_FINITE:
                 self._logged.add(kind)

@@ -9,6 +9,8 @@ from transformers import TrainerCallback
 from orpo_trl import run_folder
 from orpo_trl.callbacks.trackers import log_table
 from orpo_trl.generation import generate_batch, stop_token_ids
+from orpo_trl.hidden import hide
+from orpo_trl.pairs.last_turn import TurnMarks, special_texts
 from orpo_trl.upstream import unwrap_model_for_generation
 
 # Held-out prompts that each evaluation answers, and the longest answer in tokens.
@@ -41,21 +43,30 @@ class SampleCompletions(TrainerCallback):
         completions = self._generate([example["prompt_ids"] for example in examples])
         if not state.is_world_process_zero:
             return
-        decode = trainer.text_tokenizer.decode
-        records = [
+        tokenizer = trainer.text_tokenizer
+        texts = [
             {
                 "step": state.global_step,
                 "dataset": name,
-                "prompt": decode(example["prompt_ids"]),
-                "completion": decode(completion, skip_special_tokens=True),
-                "chosen": decode(example["chosen_ids"], skip_special_tokens=True),
-                "rejected": decode(example["rejected_ids"] or [], skip_special_tokens=True),
+                "prompt": hide(tokenizer.decode(example["prompt_ids"])),
+                "completion": tokenizer.decode(completion, skip_special_tokens=True),
+                "chosen": tokenizer.decode(example["chosen_ids"], skip_special_tokens=True),
+                "rejected": tokenizer.decode(example["rejected_ids"] or [], skip_special_tokens=True),
             }
             for example, completion in zip(examples, completions, strict=True)
         ]
-        run_folder.append_samples(folder, records)
+        marks = TurnMarks.of(tokenizer)
+        # Places in the text as it is written, with the contents of environment variables hidden.
+        places = [
+            {
+                "last_turn": marks.find(text["prompt"]) if marks else None,
+                "special_tokens": special_texts(example["prompt_ids"], tokenizer),
+            }
+            for example, text in zip(examples, texts, strict=True)
+        ]
+        run_folder.append_samples(folder, [{**text, **place} for text, place in zip(texts, places, strict=True)])
         if "wandb" in (args.report_to or ()):
-            log_table(f"samples/{name}", records, state.global_step)
+            log_table(f"samples/{name}", texts, state.global_step)
 
     def _generate(self, prompts: list[list[int]]) -> list[torch.Tensor]:
         """Answers to all prompts, `[tokens]` each. Every rank generates all of them, as ZeRO-3's collectives need."""

@@ -28,4 +28,4 @@ def standard_callbacks(trainer) -> list[TrainerCallback]:
     found.append(RunRecord(trainer))  # after the trackers, whose runs it records
     if trainer.args.generate_during_eval:
         found.append(SampleCompletions(trainer))
-    return [*found, FindingWarnings(), LastLog()]
+    return [*found, FindingWarnings(trainer), LastLog()]

@@ -28,12 +28,11 @@ from orpo_trl.pairs.prepare import prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.printable import printable
 from orpo_trl.recipe.parse import build_settings, load_recipe
+from orpo_trl.scoring.intervals import bootstrap
 from orpo_trl.scoring.models import load_scoring_tokenizer, require_model
 from orpo_trl.scoring.run_logps import load_and_score
 
 RESAMPLES = 2000
-# Numbers of one resampling step in memory.
-_CHUNK = 1 << 22
 _VERSIONS = ("orpo-trl", "torch", "transformers", "trl", "datasets", "tokenizers", "peft")
 
 Record = dict[str, Any]
@@ -299,7 +298,7 @@ def summarise(records: Sequence[Record], seed: int) -> tuple[Figures, Groups]:
         seed: of the resamples.
     """
     values = _values(records)
-    return bootstrap(values, seed), _of_groups(values, group_names(records), seed)
+    return _intervals(values, seed), _of_groups(values, group_names(records), seed)
 
 
 def compare(records: Sequence[Record], others: Sequence[Record], seed: int) -> Groups:
@@ -339,35 +338,9 @@ def group_names(records: Sequence[Record]) -> dict[str, list[str]]:
     return names | ({"dataset": labels} if len(set(labels)) > 1 else {})
 
 
-def bootstrap(values: np.ndarray, seed: int, resamples: int = RESAMPLES) -> Figures:
-    """Means with their standard errors and percentile intervals of 95 %, from resamples of the pairs.
-
-    Args:
-        values: `[pairs, figures]`, fp64, with the figures of `FIGURES`; a resample takes whole rows.
-        seed: of the resamples, which do not depend on the values.
-        resamples: how many.
-    """
-    count = len(values)
-    generator = np.random.default_rng(seed)
-    means = []
-    step = max(1, _CHUNK // count)
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        drawn = generator.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
-        often = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
-        means.append(often @ values / count)
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975], axis=0)
-    errors = values.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else [None] * values.shape[1]
-    return {
-        name: Figure(
-            value=values[:, index].mean(),
-            stderr=errors[index],
-            n=count,
-            low=low[index] if count > 1 else None,
-            high=high[index] if count > 1 else None,
-        )
-        for index, name in enumerate(FIGURES)
-    }
+def _intervals(values: np.ndarray, seed: int) -> Figures:
+    """`values`: `[pairs, figures]`, as `_values` makes them."""
+    return bootstrap(values, list(FIGURES), seed, RESAMPLES)
 
 
 def _of_groups(values: np.ndarray, names: dict[str, list[str]], seed: int) -> Groups:
@@ -375,7 +348,7 @@ def _of_groups(values: np.ndarray, names: dict[str, list[str]], seed: int) -> Gr
     for kind, of_pairs in names.items():
         labels = np.array(of_pairs, dtype=object)
         ordered = sorted(set(of_pairs), key=_natural)
-        found[kind] = {label: bootstrap(values[labels == label], seed) for label in ordered}
+        found[kind] = {label: _intervals(values[labels == label], seed) for label in ordered}
     return found
 
 

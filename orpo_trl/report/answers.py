@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orpo_trl.metrics import number
+from orpo_trl.report.prompts import Prompt, read_prompt, shorten_text
 from orpo_trl.report.run import Run
-from orpo_trl.report.text import NOTHING
 
-# Characters shown of one text, and earlier evaluations shown of one run, so that a page stays small.
-MAX_TEXT = 10_000
+# Earlier evaluations shown of one run, so that a page stays small.
 MAX_STEPS = 8
 
 
@@ -18,7 +17,7 @@ class Card:
     """A held-out prompt with its two responses, and the runs' answers: run, step and text of each."""
 
     dataset: str
-    prompt: str
+    prompt: Prompt
     chosen: str
     rejected: str
     answers: list[tuple[Run, int, str]] = field(default_factory=list)
@@ -49,17 +48,9 @@ def _cards(samples: Iterable[tuple[Run, dict[str, Any]]]) -> list[Card]:
     cards: dict[tuple, Card] = {}
     for run, sample in samples:
         dataset, prompt, chosen, rejected = (
-            _text(sample.get(name)) for name in ("dataset", "prompt", "chosen", "rejected")
+            shorten_text(sample.get(name)) for name in ("dataset", "prompt", "chosen", "rejected")
         )
-        card = Card(dataset, prompt, chosen, rejected)
-        answer = (run, int(number(sample.get("step")) or 0), _text(sample.get("completion")))
+        card = Card(dataset, read_prompt(sample), chosen, rejected)
+        answer = (run, int(number(sample.get("step")) or 0), shorten_text(sample.get("completion")))
         cards.setdefault((dataset, prompt, chosen, rejected), card).answers.append(answer)
     return list(cards.values())
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return NOTHING
-    text = str(value)
-    left = len(text) - MAX_TEXT
-    return text if left <= 0 else f"{text[:MAX_TEXT]}… ({left:,} more characters)"

@@ -35,6 +35,11 @@ def last_values(history: Sequence[Log]) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def is_before_training(log: Log) -> bool:
+    """Whether a log is of step 0, as the evaluation that `eval_on_start` asks for."""
+    return number(log.get("step")) == 0
+
+
 def mean(values: Iterable[float | None]) -> float | None:
     """Mean of the values that are known; None where none is."""
     known = [value for value in values if value is not None]

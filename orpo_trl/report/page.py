@@ -61,7 +61,8 @@ def _sign(index: int) -> tuple[str, str]:
 def _findings(run: Run) -> list[str]:
     warmup, steps = (int(number(run.record.get(key)) or 0) for key in ("warmup_steps", "max_steps"))
     history = [log for log in run.history if number(log.get("step")) is not None]
-    return list(diagnose(history, _BETA if run.beta is None else run.beta, warmup, steps).values())
+    beta = _BETA if run.beta is None else run.beta
+    return list(diagnose(history, beta, warmup, steps, run.prepared_pairs()).values())
 
 
 def _picture(room: ModuleType, name: str, runs: list[Run]) -> dict[str, str]:

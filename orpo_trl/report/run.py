@@ -65,6 +65,14 @@ class Run:
         """Metrics of the last evaluation under their logged names (`eval_loss`), those that are not finite left out."""
         return logs.last_values(self.history)
 
+    def metrics_before(self) -> dict[str, float]:
+        """Metrics of the model before its first step, as `final_metrics`; empty where it was not evaluated then."""
+        return logs.last_values([log for log in self.history if logs.is_before_training(log)])
+
+    def metrics_after(self) -> dict[str, float]:
+        """`final_metrics` without the evaluation before the first step."""
+        return logs.last_values([log for log in self.history if not logs.is_before_training(log)])
+
     @cached_property
     def prefixes(self) -> list[str]:
         """What stands before a metric's name in evaluation, for each evaluation set: `eval_` or `eval_LABEL_`."""
@@ -73,6 +81,11 @@ class Run:
     def preparation_texts(self) -> list[str]:
         """The preparation report of each dataset, for people."""
         return [_preparation_text(report) for report in self.preparation.values()]
+
+    def prepared_pairs(self) -> dict[str, int]:
+        """Pairs of each dataset that the preparation kept, by name, where its report can be read."""
+        reports = {name: _preparation(report) for name, report in self.preparation.items()}
+        return {name: int(number(report.pairs) or 0) for name, report in reports.items() if report is not None}
 
     @property
     def last_step(self) -> int:
@@ -102,11 +115,19 @@ class Run:
         return str(name or "")
 
 
-def _preparation_text(report: Any) -> str:
+def _preparation(report: Any) -> PreparationReport | None:
+    """A preparation report; None of one that another version has written otherwise."""
     try:
-        return str(PreparationReport.from_dict(report))
-    except (AttributeError, KeyError, TypeError, ValueError):  # written by another version
-        return json.dumps(report, ensure_ascii=False, indent=2)
+        found = PreparationReport.from_dict(report)
+        str(found)  # its values have the types that a text of them needs
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    return found
+
+
+def _preparation_text(report: Any) -> str:
+    found = _preparation(report)
+    return json.dumps(report, ensure_ascii=False, indent=2) if found is None else str(found)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:

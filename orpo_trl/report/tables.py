@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any
@@ -63,18 +63,32 @@ def summary(runs: Sequence[Run]) -> list[Table]:
             max(_known(run.training("memory/peak_gib")), default=None)
         ),
     }
-    held_out = [_last_metrics(run) for run in runs]
-    metrics = [(METRICS[name].heading, [_measured(values[name]) for values in held_out]) for name in _HELD_OUT]
     names = [run.name for run in runs]
-    return [
-        Table(title, names, kept)
-        for title, rows in (
-            ("Settings", [(label, [of(run) for run in runs]) for label, of in settings.items()]),
-            ("Held out, last evaluation", metrics),
-            ("Speed and memory", [(label, [of(run) for run in runs]) for label, of in cost.items()]),
-        )
-        if (kept := [row for row in rows if set(row[1]) != {NOTHING}])
+    tables = [
+        Table("Settings", names, [(label, [of(run) for run in runs]) for label, of in settings.items()]),
+        _held_out(runs),
+        Table("Speed and memory", names, [(label, [of(run) for run in runs]) for label, of in cost.items()]),
     ]
+    known = [replace(table, rows=[row for row in table.rows if set(row[1]) != {NOTHING}]) for table in tables]
+    return [table for table in known if table.rows]
+
+
+def _held_out(runs: Sequence[Run]) -> Table:
+    """Metrics of the last evaluation, beside those of the model before training where a run has both."""
+    names = [run.name for run in runs]
+    pairs = [(run.metrics_before(), run.metrics_after()) for run in runs]
+    if any(before and after for before, after in pairs):
+        title, columns = "Held out, before training and after (last evaluation)", ("before", "after")
+        measured = [[_of_sets(run, values) for values in pair] for run, pair in zip(runs, pairs, strict=True)]
+    else:
+        is_untrained = any(before for before, _ in pairs) and not any(after for _, after in pairs)
+        title, columns = f"Held out, {'before training' if is_untrained else 'last evaluation'}", ()
+        measured = [[_of_sets(run, run.final_metrics())] for run in runs]
+    rows = [
+        (METRICS[name].heading, [_measured(values[name]) for of_run in measured for values in of_run])
+        for name in _HELD_OUT
+    ]
+    return Table(title, names, rows, columns)
 
 
 def differences(runs: Sequence[Run]) -> Table:
@@ -145,9 +159,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
     return [(name, show(value)) for name, value in found.items() if value not in (None, "")]
 
 
-def _last_metrics(run: Run) -> dict[str, float | None]:
-    """Metrics of the last evaluation, the mean over the evaluation sets, without `eval_`."""
-    values = run.final_metrics()
+def _of_sets(run: Run, values: dict[str, float]) -> dict[str, float | None]:
+    """Metrics of an evaluation, the mean over the evaluation sets, without `eval_`."""
     found = {name: mean([values.get(prefix + name) for prefix in run.prefixes]) for name in _HELD_OUT}
     return {**found, MARGIN: mean([difference(values, prefix) for prefix in run.prefixes])}
 

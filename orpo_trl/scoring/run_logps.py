@@ -1,12 +1,12 @@
 """The command `orpo-trl logps`: from the names of a model and a dataset to records, a file and a summary."""
 
+import gc
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean
 from typing import Any, cast
 
 import datasets
@@ -22,25 +22,19 @@ from orpo_trl.attention import without_adapter
 from orpo_trl.batch import PairCollator
 from orpo_trl.config import DataArguments, ModelArguments
 from orpo_trl.devices import torch_device
-from orpo_trl.metrics import METRICS
 from orpo_trl.model import model_name
 from orpo_trl.pairs.load import load_pairs
 from orpo_trl.pairs.prepare import pair_lengths, prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
 from orpo_trl.plain_files import replace_whole, write_text
 from orpo_trl.printable import printable
+from orpo_trl.scoring.against import RECORD_AGAINST, check_same_tokens, with_base
 from orpo_trl.scoring.logps import RECORD, prepare_model, score_pairs
 from orpo_trl.scoring.models import load_model, load_scoring_tokenizer, require_model
+from orpo_trl.scoring.summary import comparison, summary
 from orpo_trl.upstream import is_remote_code
 
 FORMATS = (".jsonl", ".parquet")
-# The columns that the summary shows the means of, and the metrics that these means are.
-_SUMMARY = {
-    "is_correct": METRICS["rewards/accuracies"],
-    "chosen_logp": METRICS["logps/chosen"],
-    "rejected_logp": METRICS["logps/rejected"],
-    "log_or": METRICS["log_odds_chosen"],
-}
 
 
 def run_logps(
@@ -48,6 +42,7 @@ def run_logps(
     data: str,
     output: Path | None = None,
     *,
+    against: str | None = None,
     split: str = "train",
     config: str | None = None,
     tokenizer: str | None = None,
@@ -66,6 +61,7 @@ def run_logps(
     Args:
         model: Hub id or folder, of a model or a PEFT adapter.
         data: as in `DataArguments.dataset_name`.
+        against: Hub id or folder of another model or adapter, the base, that scores the same tokens.
         split, config: split and configuration of the dataset.
         output: .jsonl or .parquet file, which is written whole at the end.
         tokenizer: Hub id or folder of the tokenizer; by default the model's own.
@@ -76,7 +72,7 @@ def run_logps(
         rules: fields of `PairRules`.
 
     Returns:
-        Records as `score_pairs` makes them.
+        Records as `score_pairs` makes them; with `against`, those of `with_base`.
 
     Raises:
         ValueError, OSError: for what the user can fix; before the weights are loaded where it is known by then.
@@ -88,17 +84,26 @@ def run_logps(
         transformers_logging.disable_progress_bar()
     where = torch_device(device)
     model_args = ModelArguments(model_name_or_path=model, tokenizer_name_or_path=tokenizer, dtype=dtype)
-    require_model(model_args, trust_remote_code)
+    base_args = ModelArguments(model_name_or_path=against, tokenizer_name_or_path=None, dtype=dtype)
+    for arguments in (model_args, *([base_args] if against is not None else [])):
+        require_model(arguments, trust_remote_code)
     encoder = load_scoring_tokenizer(model_args, chat_template_path, trust_remote_code)
     data_args = DataArguments(dataset_name=data, dataset_config=config, dataset_train_split=split)
     rows, _ = load_pairs(data_args, with_test=False)
     prepared, report = prepare_pairs(rows, encoder, PairRules(**rules), split, on_malformed, on_unrendered)
     pairs = cast(Dataset, prepared)  # as only `dataset_streaming` makes streams
     print(printable(str(report)), file=sys.stderr)
+    if against is not None:
+        check_same_tokens(pairs, encoder, _base_tokenizer(base_args, trust_remote_code))
     records, seconds = load_and_score(model_args, encoder, pairs, where, pair_layout, max_tokens, trust_remote_code)
+    text = summary(records)
+    if against is not None:
+        of_base, _ = load_and_score(base_args, encoder, pairs, where, pair_layout, max_tokens, trust_remote_code)
+        records = with_base(records, of_base)
+        text += f"\n{printable(comparison(records, against))}"
     if output is not None:
-        write_records(records, output)
-    print(summary(records), file=sys.stderr)
+        write_records(records, output, RECORD if against is None else RECORD_AGAINST)
+    print(text, file=sys.stderr)
     tokens = sum(pairs["length"])
     print(f"time: {seconds:.1f} s, {tokens / seconds:,.0f} unique tokens/s on {where}", file=sys.stderr)
     return records
@@ -134,6 +139,20 @@ def load_and_score(
         return score_pairs(loaded, pairs, collator, max_tokens), time.perf_counter() - start
     except torch.OutOfMemoryError as error:
         raise ValueError(f"--max_tokens {max_tokens}: out of memory on {device}, set fewer. {error}") from error
+    finally:
+        # A model refers to itself, so that its memory is free for the next one only when the collector has run.
+        del loaded
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _base_tokenizer(arguments: ModelArguments, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    try:
+        return load_scoring_tokenizer(arguments, None, trust_remote_code)
+    except ValueError as error:
+        problem = f"--against: {model_name(arguments)!r} has no tokenizer that can be loaded to compare vocabularies."
+        raise ValueError(f"{problem}\n{error}") from error
 
 
 def json_lines(records: list[dict[str, Any]]) -> Iterator[str]:
@@ -141,29 +160,12 @@ def json_lines(records: list[dict[str, Any]]) -> Iterator[str]:
     return (json.dumps(record) + "\n" for record in records)
 
 
-def write_records(records: list[dict[str, Any]], path: Path) -> None:
-    """Write records to a .jsonl or .parquet file, whole or not at all."""
+def write_records(records: list[dict[str, Any]], path: Path, schema: pa.Schema = RECORD) -> None:
+    """Write records with the keys of a schema to a .jsonl or .parquet file, whole or not at all."""
     if path.suffix == ".parquet":
-        replace_whole(path, lambda file: pq.write_table(pa.Table.from_pylist(records, RECORD), file))
+        replace_whole(path, lambda file: pq.write_table(pa.Table.from_pylist(records, schema), file))
     else:
         write_text(path, "".join(json_lines(records)))
-
-
-def summary(records: list[dict[str, Any]]) -> str:
-    """Counts, and means over the pairs (over all rows where there are no pairs), as text for people."""
-    pairs = [record for record in records if record["rejected_tokens"] is not None]
-    lines = [f"rows: {len(records):,}, of which pairs: {len(pairs):,}"]
-    for name, metric in _SUMMARY.items():
-        values = [record[name] for record in pairs or records if record[name] is not None]
-        if values:
-            lines.append(f"{metric.heading}: {fmean(values):.4f}")
-    lost = sum(
-        record["chosen_logp"] is None or (record["rejected_logp"] is None and record["rejected_tokens"] is not None)
-        for record in records
-    )
-    if lost:
-        lines.append(f"not finite, and left out of the means: {lost:,} rows")
-    return "\n".join(lines)
 
 
 def _check_output(path: Path) -> None:

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -17,7 +16,7 @@ from transformers import AutoTokenizer
 from orpo_trl import ORPOTrainer, run_folder
 from orpo_trl.cli import main
 from orpo_trl.evaluate.options import Options, find_target
-from orpo_trl.evaluate.preferences import FIGURES, bootstrap, compare, evaluate_preferences, summarise
+from orpo_trl.evaluate.preferences import FIGURES, compare, evaluate_preferences, summarise
 from orpo_trl.evaluations import Evaluation
 from orpo_trl.model import load_tokenizer
 from orpo_trl.pairs.load import load_pairs
@@ -130,43 +129,6 @@ def test_every_pair_is_in_one_group_of_each_kind(values):
 
 
 # ---- Intervals -------------------------------------------------------------------------------------------------------
-
-
-def test_intervals_cover_the_truth_as_often_as_they_say():
-    generator = np.random.default_rng(3)
-    truth = np.array([0.6, 0.4, 1.0, -0.8, -1.2])
-    covered = []
-    for trial in range(400):
-        margins = generator.normal(truth[1], 1.5, size=120)
-        right = generator.random(120) < truth[0]
-        others = generator.exponential(size=(120, 3)) + truth[2:] - 1
-        found = bootstrap(np.column_stack([right, margins, others]), seed=trial, resamples=1000)
-        covered.append([part.low <= real <= part.high for part, real in zip(found.values(), truth, strict=True)])
-    # 95 % of 400, give or take 3.3 standard errors of 1.1 %; skewed means of 120 are covered a little less often.
-    shares = np.mean(covered, axis=0)
-    assert np.all(shares > 0.91)
-    assert np.all(shares < 0.985)
-
-
-def test_intervals_are_those_of_scipy_and_are_repeated_by_their_seed():
-    stats = pytest.importorskip("scipy.stats")
-    values = np.random.default_rng(0).normal(size=(60, len(FIGURES)))
-    found = bootstrap(values, seed=1)
-    assert found == bootstrap(values, seed=1)
-    assert found != bootstrap(values, seed=2)
-    for column, figure in enumerate(found.values()):
-        other = stats.bootstrap((values[:, column],), np.mean, n_resamples=20_000, method="percentile", rng=0)
-        assert figure.low == pytest.approx(other.confidence_interval.low, abs=0.03)
-        assert figure.high == pytest.approx(other.confidence_interval.high, abs=0.03)
-        assert figure.stderr == pytest.approx(other.standard_error, rel=0.05)
-
-
-def test_many_pairs_are_resampled_in_parts(monkeypatch):
-    values = np.random.default_rng(0).normal(size=(500, len(FIGURES)))
-    whole = bootstrap(values, seed=1, resamples=50)
-    monkeypatch.setattr("orpo_trl.evaluate.preferences._CHUNK", 1)
-    for name, figure in bootstrap(values, seed=1, resamples=50).items():
-        assert figure.model_dump() == pytest.approx(whole[name].model_dump(), rel=1e-9)
 
 
 def test_a_single_pair_has_no_interval():

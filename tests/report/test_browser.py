@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from support.evaluations import evaluation, mt_bench, preferences
-from support.run_folders import MISTRAL, history, sample, write_run
+from support.run_folders import MISTRAL, history, metrics, sample, write_run
 
 from orpo_trl.evaluations import write_evaluation
 from orpo_trl.report.write import write_report
@@ -38,6 +38,33 @@ def page(tmp_path_factory) -> Path:
         write_evaluation(folders[0], one)
     (written,) = write_report(folders, folder / "report.html")
     return written
+
+
+@pytest.fixture(scope="module")
+def page_of_one(tmp_path_factory) -> Path:
+    """One run, evaluated before training, that answered a conversation."""
+    before = {"step": 0, **metrics(0, prefix="eval_")}
+    chat = sample(6, prompt="<|user|>\nlong" + "word" * 900 + "</s>", last_turn=[9, 40], special_tokens=["<|user|>"])
+    folder = write_run(tmp_path_factory.mktemp("single") / "run", [before, *history(200)], samples=[chat])
+    (written,) = write_report([folder])
+    return written
+
+
+def measured(page: Path, folder: Path, width: int, script: str) -> dict:
+    """What an expression of JavaScript gives, where `d` is the page in a frame of this width.
+
+    In a frame, since a window is at least 500 pixels wide.
+    """
+    wrapper = folder / "frame.html"
+    wrapper.write_text(
+        f"<iframe id=f src='{page.as_uri()}' style='border:0;width:{width}px;height:900px'></iframe><pre id=o></pre>"
+        f"<script>f.onload = () => {{ const d = f.contentDocument; o.textContent = JSON.stringify({script}) }}</script>"
+    )
+    dom = chromium(
+        folder / "profile", "--allow-file-access-from-files", "--virtual-time-budget=3000", "--dump-dom",
+        f"--window-size={max(width, 500) + 50},1000", wrapper.as_uri(),
+    ).stdout  # fmt: skip
+    return json.loads(dom.split('<pre id="o">')[1].split("</pre>")[0])
 
 
 def chromium(profile: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -71,20 +98,28 @@ def test_page_asks_the_network_for_nothing(page, tmp_path):
 
 @pytest.mark.parametrize("width", [360, 390, 768, 1280])
 def test_page_never_scrolls_sideways(page, tmp_path, width):
-    """In a frame, since a window is at least 500 pixels wide."""
-    wrapper = tmp_path / "frame.html"
-    wrapper.write_text(
-        f"<iframe id=f src='{page.as_uri()}' style='border:0;width:{width}px;height:900px'></iframe><pre id=o></pre>"
-        "<script>f.onload = () => { const root = f.contentDocument.documentElement; const images ="
-        " [...f.contentDocument.images]; o.textContent = JSON.stringify({scroll: root.scrollWidth, width:"
-        " root.clientWidth, images: images.length, loaded: images.filter(i => i.complete && i.naturalWidth).length,"
-        " taken: f.contentDocument.title == 'taken' }) }</script>"
-    )
-    dom = chromium(
-        tmp_path / "profile", "--allow-file-access-from-files", "--virtual-time-budget=3000", "--dump-dom",
-        f"--window-size={max(width, 500) + 50},1000", wrapper.as_uri(),
-    ).stdout  # fmt: skip
-    found = json.loads(dom.split('<pre id="o">')[1].split("</pre>")[0])
+    found = measured(
+        page, tmp_path, width,
+        "{scroll: d.documentElement.scrollWidth, width: d.documentElement.clientWidth, images: d.images.length,"
+        " loaded: [...d.images].filter(i => i.complete && i.naturalWidth).length, taken: d.title == 'taken'}",
+    )  # fmt: skip
     assert found["scroll"] <= found["width"] <= width
     assert found["images"] == found["loaded"] == 11
     assert not found["taken"]
+
+
+@pytest.mark.parametrize("width", [360, 390, 768, 1280])
+def test_curves_of_one_run_stand_beside_its_table_where_there_is_room(page_of_one, tmp_path, width):
+    found = measured(
+        page_of_one, tmp_path, width,
+        "{scroll: d.documentElement.scrollWidth, width: d.documentElement.clientWidth,"
+        " table: d.querySelector('#runs .wide').getBoundingClientRect(),"
+        " figure: d.querySelector('figure').getBoundingClientRect()}",
+    )  # fmt: skip
+    assert found["scroll"] <= found["width"] <= width
+    table, figure = found["table"], found["figure"]
+    if width == 1280:
+        assert table["right"] <= figure["left"]
+        assert table["top"] < figure["bottom"] < table["bottom"]
+    else:
+        assert figure["top"] >= table["bottom"]

@@ -10,6 +10,7 @@ from support.run_folders import MISTRAL, Page, history, metrics, sample
 from orpo_trl.metrics import METRICS
 from orpo_trl.pairs.preparation import LengthStats, PreparationReport, SourceReport
 from orpo_trl.report.page import render
+from orpo_trl.report.prompts import read_prompt
 from orpo_trl.report.run import Run
 from orpo_trl.report.tables import differences, groups, summary
 
@@ -153,6 +154,105 @@ def test_answers_of_all_runs_stand_beside_one_prompt_and_earlier_steps_are_folde
     assert page.of("text")[:5] == ["a prompt", "good", "bad", "a late", "b late"]
     assert [tag for tag, attributes in page.elements if attributes.get("class") == "earlier"] == ["details"] * 2
     assert page.of("text").count("a early") == 1
+
+
+CHAT = sample(
+    prompt="<|system|>\nBe kind.</s>\n<|user|>\nA cow?</s>\n<|assistant|>\n",
+    last_turn=[33, 39],
+    special_tokens=["</s>", "<|user|>", "<|system|>", "<|assistant|>", ""],
+)
+
+
+def test_prompt_shows_the_last_user_turn_and_folds_the_rest():
+    page = Page(render([make_run(samples=[CHAT])]))
+    assert page.of("text")[0] == "A cow?"
+    rest = page.texts[page.texts.index(("summary", "The rest of the prompt")) :]
+    rest = rest[: rest.index(("h4", "Answer at step 3"))]
+    assert "".join(text for name, text in rest if name in ("text", "special", "turn")).replace("\n", "") == (
+        "<|system|>Be kind.</s><|user|>[the turn above]</s><|assistant|>"
+    )
+    assert [text for name, text in rest if name == "special"] == [
+        "<|system|>", "</s>", "<|user|>", "</s>", "<|assistant|>"
+    ]  # fmt: skip
+    assert ("details", {"class": "rest"}) in page.elements
+
+
+def test_prompt_that_is_no_conversation_or_of_an_earlier_version_is_shown_as_it_is():
+    no_turn = {"last_turn": None, "special_tokens": ["<s>"]}
+    page = Page(render([make_run(samples=[sample(prompt="a <s>school:", **no_turn), sample(prompt="as it was</s>")])]))
+    assert page.of("text")[0] == "a "
+    assert page.of("special") == ["<s>"]
+    assert "as it was</s>" in page.of("text")
+    assert ("details", {"class": "rest"}) not in page.elements
+
+
+_WRONG = (
+    st.none() | st.integers() | st.text(max_size=3) | st.lists(st.none() | st.integers(-9, 99) | st.text(max_size=2))
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(_WRONG, _WRONG, st.none() | st.integers() | st.text(max_size=40))
+def test_no_record_of_a_prompt_breaks_or_loses_its_text(last_turn, special_tokens, prompt):
+    found = read_prompt({"prompt": prompt, "last_turn": last_turn, "special_tokens": special_tokens})
+    pieces = [*found.before, *found.turn, *found.after]
+    assert "".join(piece.text for piece in pieces) == ("–" if prompt is None else str(prompt))
+
+
+def test_text_of_a_prompt_becomes_no_part_of_the_page():
+    samples = [{**CHAT, "prompt": EVIL + "x", "last_turn": [3, 30], "special_tokens": ["<img", EVIL[:5], EVIL[-9:]]}]
+    page = Page(render([make_run(samples=samples)]))
+    assert not {tag for tag, _ in page.elements} & {"script", "pre"}
+    assert not [attributes for tag, attributes in page.elements if "e.vil" in str(attributes)]
+
+
+# ---- Before training -------------------------------------------------------------------------------------------------
+
+
+def evaluated(step: int, accuracy: float, prefix: str = "eval_") -> dict:
+    return {"step": step, **metrics(step, prefix=prefix), f"{prefix}rewards/accuracies": accuracy}
+
+
+def test_figures_before_training_stand_beside_those_after():
+    heading = METRICS["rewards/accuracies"].heading
+    page = Page(render([make_run(logs=[evaluated(0, 0.25), *history()])]))
+    assert page.rows()[heading] == ["0.2500", "0.6250"]
+    assert page.of("column") == ["before", "after"]
+    assert page.rows()["optimiser steps"] == ["6"]
+    logs = [evaluated(0, 0.25), *history()]
+    page = Page(render([make_run("a", logs), make_run("b"), make_run("c", logs[:1])]))
+    assert page.rows()[heading] == ["0.2500", "0.6250", "–", "0.6250", "0.2500", "–"]
+    assert page.of("column") == ["before", "after"] * 3
+    assert page.rows()["optimiser steps"] == ["6", "6", "0"]
+
+
+def test_figures_before_training_are_means_over_the_evaluation_sets():
+    logs = [evaluated(0, 0.2, "eval_a_"), evaluated(0, 0.4, "eval_b_"), *history(labels=("a", "b"))]
+    page = Page(render([make_run(logs=logs)]))
+    assert page.rows()[METRICS["rewards/accuracies"].heading] == ["0.3000", "0.6250"]
+
+
+def test_evaluation_before_training_alone_is_called_so():
+    (_, table) = summary([make_run(logs=[evaluated(0, 0.25)])])
+    assert (table.title, table.columns) == ("Held out, before training", ())
+
+
+def test_rows_of_the_summary_have_as_many_columns_each():
+    html = render([make_run("a", [evaluated(0, 0.25), *history()], record=RECORD), make_run("b")])
+    (table,) = re.findall(r'<section id="runs">.*?<table>(.*?)</table>', html, re.DOTALL)
+    widths = {
+        sum(int((re.search(r'colspan="(\d+)"', cell) or [0, 1])[1]) for cell in re.findall(r"<t[hd][^>]*>", row))
+        for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    }
+    assert widths == {5}
+
+
+def test_held_out_accuracy_below_chance_is_told_with_the_pairs_of_the_preparation():
+    report = {"sources": {"x": {"rows": 900, "pairs": 800, "nll_only": 90}}, "tokens": {}, "name": "eval"}
+    tokens = {part: vars(LengthStats(1.0, 1.0, 1.0, 1, 1)) for part in ("prompt", "chosen", "rejected")}
+    run = make_run(logs=[*history(), evaluated(6, 0.45)], preparation={"eval": {**report, "tokens": tokens}})
+    (text,) = [text for text in Page(render([run])).of("li") if "below 0.5" in text]
+    assert "0.450 at step 6 (800 pairs)" in text
 
 
 def test_very_long_answers_are_cut_and_many_evaluations_thinned():

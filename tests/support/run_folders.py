@@ -61,7 +61,7 @@ def write_run(folder: Path, logs: list[dict] | None = None, samples: list[dict] 
     return folder
 
 
-def sample(step: int = 3, **fields: str | None) -> dict:
+def sample(step: int = 3, **fields: object) -> dict:
     defaults = {"dataset": "eval", "prompt": "a prompt", "completion": "an answer", "chosen": "good", "rejected": "bad"}
     return {"step": step, **defaults, **fields}
 
