@@ -262,9 +262,11 @@ class ORPOConfig(SFTConfig):
             self.use_cpu = True
         if self.use_cpu and self.bf16 is None and not self.fp16:
             self.bf16 = False  # TRL's default is bf16, which is slower on most CPUs
+        is_unset = self.gradient_checkpointing is None and getattr(self, "activation_checkpointing", None) is None
+        if is_unset:
+            self.set_checkpointing(True)
         # Whether the memory decides: `memory.leave_out_checkpointing`.
-        self.is_checkpointing_open = self.use_cpu and self.gradient_checkpointing is None
-        self.gradient_checkpointing = self.gradient_checkpointing is not False
+        self.is_checkpointing_open = self.use_cpu and is_unset
         # Micro-batch and accumulation as they were asked for; `split_for` changes the fields.
         self.asked_split = (self.per_device_train_batch_size, self.gradient_accumulation_steps)
         # Before TrainingArguments fill in the DeepSpeed config. Launchers tell a process how many there are by this.
@@ -280,6 +282,12 @@ class ORPOConfig(SFTConfig):
         if self.run_name is None and self.output_dir is not None:
             # Otherwise trackers invent a name, and a resumed run gets another one.
             self.run_name = Path(self.output_dir).name
+
+    def set_checkpointing(self, is_on: bool) -> None:
+        """Gradient checkpointing, under both of its names: transformers 5.23 reads the newer one."""
+        self.gradient_checkpointing = is_on
+        if hasattr(self, "activation_checkpointing"):
+            self.activation_checkpointing = is_on
 
     def split_for(self, processes: int) -> str:
         """Sets micro-batch and accumulation as `global_batch_size` wants them for a number of processes.

@@ -287,14 +287,14 @@ def leave_out_checkpointing(
     if not training.is_checkpointing_open:
         return ""
     trial = copy.copy(training)
-    trial.gradient_checkpointing = False
+    trial.set_checkpointing(False)
     batch, _ = largest_batch(trial, lengths, is_padded)
     try:
         needed = estimate_memory(config, model_args, trial, sharding, batch, "cpu").total
     except ValueError:  # a model or an optimizer that cannot be measured
         return ""
     has = cpu_memory() / sharding.processes
-    training.gradient_checkpointing = needed > ROOMY * has
+    training.set_checkpointing(needed > ROOMY * has)
     fits = "do not fit" if training.gradient_checkpointing else "fit"
     return (
         f"Gradient checkpointing is {'on' if training.gradient_checkpointing else 'off'}: without it, about "

@@ -27,6 +27,9 @@ def test_what_is_not_set_is_decided_by_the_device(tmp_path):
     asked = ORPOConfig(str(tmp_path), use_cpu=True, bf16=True, gradient_checkpointing=True)
     assert (asked.bf16, asked.gradient_checkpointing, asked.is_checkpointing_open) == (True, True, False)
     assert not ORPOConfig(str(tmp_path), use_cpu=True, gradient_checkpointing=False).is_checkpointing_open
+    if hasattr(asked, "activation_checkpointing"):  # its newer name
+        renamed = ORPOConfig(str(tmp_path), use_cpu=True, activation_checkpointing=False)
+        assert (renamed.gradient_checkpointing, renamed.is_checkpointing_open) == (False, False)
 
 
 def test_learning_rate_is_the_papers(tmp_path):

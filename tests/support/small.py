@@ -58,6 +58,7 @@ def settings(output_dir, **kwargs) -> ORPOConfig:
         "learning_rate": 1e-2,
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
+        "logging_first_step": False,
         "save_strategy": "no",
         "disable_tqdm": True,
         "max_steps": 2,
