@@ -4,13 +4,13 @@ import copy
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Required
 
 import torch
 from pydantic import ConfigDict, Field, with_config
 from transformers import TrainingArguments, is_torch_xla_available
 from trl import ModelConfig, SFTConfig
-from typing_extensions import Required, TypedDict
+from typing_extensions import TypedDict
 
 from orpo_trl.durations import read_duration
 from orpo_trl.global_batch import split_global_batch

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache, cached_property
-from typing import Any, Literal, Union
+from typing import Any, Literal, Required, Union
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
-from typing_extensions import Required, get_type_hints, is_typeddict
+from typing_extensions import get_type_hints, is_typeddict
 
 from orpo_trl.config import DataArguments, ModelArguments, ORPOConfig
 from orpo_trl.importers import FOREIGN_KEYS
