@@ -189,8 +189,9 @@ class _KernelLike:
     """An attention function that allocates and saves what a fused kernel does: q, k, v, output and log-sum-exp.
 
     The keys of a packed row hold each prompt once for each response. The lengths of prompts are not known here, so all
-    segments count as the longest one. On a CPU each segment is a call of its own: the outputs of all calls are copied
-    into one tensor, and the call of a rejected response needs a mask. Half of the segments are rejected responses.
+    segments count as the longest one. On a CPU segments of different lengths are calls of their own: the outputs of all
+    calls are copied into one tensor, and the call of a rejected response needs a mask. Half of the segments are
+    rejected responses.
     """
 
     name = "orpo_trl_check"

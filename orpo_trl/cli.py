@@ -9,6 +9,7 @@ from typing import Any
 import click
 from click import Choice, IntRange, argument, option
 
+from orpo_trl import interruptions
 from orpo_trl import output as standard_output
 from orpo_trl.commands import Failure, MainGroup, Number, RecipesGroup, choice, complete_recipe, tokens
 from orpo_trl.exit_codes import FAILED
@@ -101,9 +102,12 @@ def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch: Any)
     """
     from orpo_trl.unused_packages import leave_out_unused
 
+    given = ["orpo-trl", *sys.argv[1:]]
+    if not dry_run:
+        interruptions.listen(given)  # first of all: the imports below take seconds
     leave_out_unused([recipe, *overrides])
     from orpo_trl.devices import count_gpus
-    from orpo_trl.launch import Launch, is_one_process, launch_command, machines, run_here
+    from orpo_trl.launch import Launch, find_own_programs, is_one_process, launch_command, machines, run_here
     from orpo_trl.recipe.parse import build_settings, load_recipe
 
     loaded = load_recipe([recipe, *overrides])
@@ -121,9 +125,9 @@ def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch: Any)
         answer(shlex.join(command))
         return
     standard_output.release()
-    given = ["orpo-trl", *sys.argv[1:]]
+    find_own_programs()
     if is_one_process(asked, gpus):
-        raise SystemExit(run_here([loaded.name, *overrides], given))
+        raise SystemExit(run_here([loaded.name, *overrides]))
     from orpo_trl.supervisor import Supervisor
 
     click.echo(shlex.join(command))

@@ -25,6 +25,11 @@ MALFORMED_ACTIONS = ("error", "drop")
 UNRENDERED_ACTIONS = ("warn", "error", "drop")
 PROMPT_TURNS = ("auto", "all", "first")
 RESUME_MODES = ("auto",)
+# Settings that the device decides where they are None.
+_OF_DEVICE = (
+    "bf16", "gradient_checkpointing", "activation_checkpointing", "gradient_checkpointing_kwargs",
+    "activation_checkpointing_kwargs",
+)  # fmt: skip
 WANDB_MODES = ("online", "offline", "disabled")
 
 
@@ -260,9 +265,11 @@ class ORPOConfig(SFTConfig):
             # Without it, accelerate looks for the backend of a GPU and finds none. Each process of a distributed launch
             # then runs as if it were the only one.
             self.use_cpu = True
+        # As they were asked for: what is left open, this device decides.
+        self.asked = {name: getattr(self, name) for name in _OF_DEVICE if hasattr(self, name)}
         if self.use_cpu and self.bf16 is None and not self.fp16:
             self.bf16 = False  # TRL's default is bf16, which is slower on most CPUs
-        is_unset = self.gradient_checkpointing is None and getattr(self, "activation_checkpointing", None) is None
+        is_unset = all(self.asked[name] is None for name in self.asked if name != "bf16")
         if is_unset:
             self.set_checkpointing(True)
         # Whether the memory decides: `memory.leave_out_checkpointing`.

@@ -1,9 +1,10 @@
 """Devices: what GPUs can do, how many this machine has, and which one a name stands for."""
 
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -129,12 +130,28 @@ def named_device(name: str) -> Device:
 
 
 def cpu_memory() -> int:
-    """Bytes of memory that this machine has, or the container that this process is in."""
+    """Bytes of memory that this machine has, or the container or the job that this process is in."""
     limits = [psutil.virtual_memory().total]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for file in _memory_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")):
         with suppress(OSError, ValueError):  # no such file, or "max"
-            limits.append(int(Path(path).read_text()))
+            limits.append(int(file.read_text()))
     return min(limits)
+
+
+def _memory_limits(own: Path, root: Path) -> Iterator[Path]:
+    """Files that limit the memory of this process: those of its control group and of all above it.
+
+    Args:
+        own: the groups of this process, a line each: `0::/path`, or of version 1 `4:memory:/path`.
+        root: where the groups are.
+    """
+    with suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            top, name = (root, "memory.max") if not controllers else (root / "memory", "memory.limit_in_bytes")
+            if controllers in ("", "memory"):
+                group = PurePosixPath(path)
+                yield from (top / str(part).lstrip("/") / name for part in (group, *group.parents))
 
 
 def count_gpus() -> int:

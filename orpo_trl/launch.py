@@ -128,6 +128,14 @@ def launch_command(launch: Launch, recipe: str, overrides: list[str], own: dict[
     return [*command, str(relative(RUN_SCRIPT)), recipe, *overrides]
 
 
+def find_own_programs() -> None:
+    """Let this process and its children find the programs beside the interpreter, also where nobody has activated its
+    environment: DeepSpeed calls ninja."""
+    own, path = str(Path(sys.executable).parent), os.environ.get("PATH")
+    if own not in (path or "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join(filter(None, (own, path)))
+
+
 def is_one_process(launch: Launch, gpus: int) -> bool:
     """Whether a launch is one process, which needs no launcher: see `run_here`.
 
@@ -137,14 +145,12 @@ def is_one_process(launch: Launch, gpus: int) -> bool:
     return launch.engine is None and launch.num_machines == 1 and processes == 1 and gpus <= 1
 
 
-def run_here(arguments: list[str], given: list[str]) -> int:
-    """Run scripts/run_orpo.py in this process, and return its exit status.
+def run_here(arguments: list[str]) -> int:
+    """Run scripts/run_orpo.py in this process, which listens to signals already, and return its exit status.
 
     Args:
         arguments: a recipe and overrides.
-        given: what the user has typed, to say how to go on.
     """
-    interruptions.listen(given)
     try:
         script = runpy.run_path(str(RUN_SCRIPT))
         with interruptions.reported():

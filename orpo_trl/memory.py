@@ -282,9 +282,10 @@ def leave_out_checkpointing(
         lengths, is_padded: as in `largest_batch`.
 
     Returns:
-        What was decided, in a sentence; empty where the run has set it, or where nothing can be known.
+        What was decided, in a sentence; empty where the run has set it, or where nothing can be known. Under DeepSpeed
+        checkpointing stays on: there, a model that is made to be counted would be shared out like the one that trains.
     """
-    if not training.is_checkpointing_open:
+    if not training.is_checkpointing_open or sharding.is_deepspeed:
         return ""
     trial = copy.copy(training)
     trial.set_checkpointing(False)
@@ -299,18 +300,19 @@ def leave_out_checkpointing(
     return (
         f"Gradient checkpointing is {'on' if training.gradient_checkpointing else 'off'}: without it, about "
         f"{needed / 2**30:.1f} GiB {fits} into {ROOMY:.0%} of this machine's {has / 2**30:.1f} GiB. "
-        "`gradient_checkpointing` decides otherwise."
+        "Set `gradient_checkpointing` to choose yourself."
     )
 
 
 def arguments_of(model: PreTrainedModel) -> ModelArguments:
     """Arguments that plan the memory of a model that is loaded: its dtype, and the ranks of a LoRA adapter.
 
-    Another adapter is planned as full fine-tuning, which takes more.
+    Another adapter, or one beside whole layers, is planned as full fine-tuning, which takes more.
     """
     arguments = ModelArguments(dtype=str(model.dtype).removeprefix("torch."))
     adapter = next(iter(getattr(model, "peft_config", {}).values()), None)
-    if is_peft_model(model) and getattr(adapter, "target_modules", None) and getattr(adapter, "r", None):
+    is_lora = getattr(adapter, "target_modules", None) and getattr(adapter, "r", None)
+    if is_peft_model(model) and is_lora and not getattr(adapter, "modules_to_save", None):
         arguments.use_peft, arguments.lora_r = True, adapter.r
         targets = adapter.target_modules
         arguments.lora_target_modules = targets if isinstance(targets, str) else sorted(targets)

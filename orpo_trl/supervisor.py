@@ -74,10 +74,6 @@ class Supervisor:
         os.environ[processes.REPORTS] = str(self._folder)
         if asked is not None:
             os.environ[processes.NUM_PROCESSES] = str(asked)
-        own = str(Path(sys.executable).parent)
-        if own not in os.environ.get("PATH", "").split(os.pathsep):
-            # DeepSpeed calls ninja, which is beside the interpreter, also where nobody has activated the environment.
-            os.environ["PATH"] = os.pathsep.join(filter(None, (own, os.environ.get("PATH"))))
         # torch's agent must leave the signals of `SIGNALS` to this process. It cannot be told to handle none.
         os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"
 

@@ -249,10 +249,12 @@ class ORPOTrainer(TokenBudgetMixin, StartMixin, GuardMixin, SavingMixin, upstrea
 
     def _settle_checkpointing(self) -> None:
         """Where the run leaves it open. The Trainer turns checkpointing on when training begins."""
-        processes = self.accelerator.num_processes
-        if self.args.is_checkpointing_open and isinstance(self.train_dataset, Dataset):
-            config, lengths = without_adapter(self.model).config, pair_lengths(self.train_dataset)
-            sharding = Sharding("ddp" if processes > 1 else "single", processes)
+        base, processes = without_adapter(self.model), self.accelerator.num_processes
+        is_known = isinstance(self.train_dataset, Dataset) and not upstream.is_remote_code(base)
+        if is_known and self.args.is_checkpointing_open and not self.is_deepspeed_enabled:
+            config, lengths = base.config, pair_lengths(self.train_dataset)
+            several = "fsdp2" if self.is_fsdp_enabled else "ddp"
+            sharding = Sharding(several if processes > 1 else "single", processes)
             is_padded = self.layout == "padded"
             note = leave_out_checkpointing(config, arguments_of(self.model), self.args, sharding, lengths, is_padded)
             if note and self.is_world_process_zero():

@@ -66,8 +66,8 @@ def adapter_note(learning_rate: float) -> str:
     if learning_rate > _FULL_RATE:
         return ""
     return (
-        f"`learning_rate: {learning_rate:g}` is one of full fine-tuning, and an adapter learns little at it. ORPO's "
-        "authors advise 5e-5 or 5e-4 for LoRA (xfactlab/orpo#28)."
+        f"`learning_rate: {learning_rate:g}` is a rate for full fine-tuning, and an adapter learns little at it. The "
+        "authors of ORPO advise 5e-5 or 5e-4 for LoRA (xfactlab/orpo#28)."
     )
 
 

@@ -6,6 +6,8 @@ TRL loads wandb. For Python, None in `sys.modules` means that there is no such p
 Imports neither torch nor transformers: call this before them.
 """
 
+import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,21 +18,32 @@ from orpo_trl.recipe.files import Recipe, RecipeError, find_recipe, read_recipe,
 # is loaded.
 _HINTS = {
     "peft": ("peft", "lora", "adapter", "load_in_", "quant", "trust_remote_code"),
-    "bitsandbytes": ("peft", "lora", "adapter", "load_in_", "quant", "trust_remote_code", "bnb", "bit", "paged"),
-    "wandb": ("wandb", "report_to all", "trust_remote_code"),
-}
+    "bitsandbytes": (
+        "peft", "lora", "adapter", "load_in_", "quant", "trust_remote_code", "bnb", "bit", "paged", "ademamix",
+    ),
+    "wandb": ("wandb", "trust_remote_code"),
+}  # fmt: skip
+# What this process has left out.
+left_out: set[str] = set()
 
 
 def leave_out_all() -> None:
     """Leave all of them out of this process: for commands that read recipes and load no model."""
-    for name in _HINTS:
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+    _leave_out(list(_HINTS))
 
 
 def leave_out_unused(arguments: list[str]) -> None:
     """Leave out of this process what a run does not use; see `unused`."""
-    for name in unused(arguments):
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+    _leave_out(unused(arguments))
+
+
+def _leave_out(names: list[str]) -> None:
+    if "transformers" in sys.modules:  # it has looked for them, as in a program that calls a command
+        return
+    for name in names:
+        if name not in sys.modules and importlib.util.find_spec(name) is not None:
+            sys.modules[name] = None  # type: ignore[assignment]
+            left_out.add(name)
 
 
 def unused(arguments: list[str]) -> list[str]:
@@ -45,6 +58,8 @@ def unused(arguments: list[str]) -> list[str]:
         return []
     words = " ".join([*_words(recipe.settings), *arguments[1:]]).replace("-", "_").replace("=", " ").lower()
     names = [name for name, hints in _HINTS.items() if not any(hint in words for hint in hints)]
+    if "report_to" in words and re.search(r"\ball\b", words):  # all trackers that are installed
+        names = [name for name in names if name != "wandb"]
     return [name for name in names if name != "peft" or not _may_be_adapter(recipe, arguments)]
 
 

@@ -108,6 +108,8 @@ def main(arguments: list[str]) -> None:
             train_dataset, eval_dataset = load_pairs(data_args, with_test, seed=training_args.seed)
     except (ValueError, OSError) as error:
         fail(error)
+    if data_args.test_split_size and not with_test:
+        PartialState().print("`test_split_size` holds rows out, and `eval_strategy: no` evaluates none of them.")
 
     # ---- Model -------------------------------------------------------------------------------------------------------
     try:

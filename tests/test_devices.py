@@ -1,8 +1,10 @@
 """GPUs by the names that torch and people give them."""
 
+import psutil
 import pytest
 import torch
 
+from orpo_trl import devices
 from orpo_trl.devices import DEVICES, find_device, named_device, torch_device
 
 # As nvidia-smi, rocm-smi and torch print them.
@@ -63,3 +65,24 @@ def test_device_of_torch_is_one_that_torch_can_use():
     assert torch.zeros(1, device=torch_device()).item() == 0
     with pytest.raises(ValueError, match="--device: torch cannot use 'abacus'"):
         torch_device("abacus")
+
+
+@pytest.mark.parametrize(
+    ("groups", "limited"),
+    [
+        ("0::/job/step\n", "job/memory.max"),  # SLURM, systemd
+        ("0::/\n", "memory.max"),  # a container
+        ("5:cpu:/a\n4:memory:/a\n", "memory/a/memory.limit_in_bytes"),
+    ],
+)
+def test_limit_of_a_job_or_a_container_is_found(tmp_path, groups, limited):
+    (tmp_path / "own").write_text(groups)
+    path = tmp_path / "root" / limited
+    path.parent.mkdir(parents=True)
+    path.write_text("1234\n")
+    found = [file for file in devices._memory_limits(tmp_path / "own", tmp_path / "root") if file.exists()]
+    assert found == [path]
+
+
+def test_memory_is_at_most_that_of_the_machine():
+    assert 0 < devices.cpu_memory() <= psutil.virtual_memory().total

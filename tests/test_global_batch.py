@@ -132,3 +132,12 @@ def test_recipe_stands_for_its_batch_or_refuses(name):
             assert training.per_device_train_batch_size == recipe.settings["per_device_train_batch_size"]
     assert {1, 2} <= set(stood)
     assert 3 not in stood
+
+
+def test_what_the_device_decides_stands_in_no_recipe(tmp_path):
+    """Such as fp32 on a CPU: a GPU that trains the same recipe would obey."""
+    left_open = yaml.safe_load(settings_as_recipe(ORPOConfig(str(tmp_path), use_cpu=True), "a/model"))
+    assert not {"bf16", "gradient_checkpointing", "activation_checkpointing"} & left_open.keys()
+    asked = ORPOConfig(str(tmp_path), use_cpu=True, bf16=True, gradient_checkpointing=False)
+    stated = yaml.safe_load(settings_as_recipe(asked, "a/model"))
+    assert (stated["bf16"], stated["gradient_checkpointing"]) == (True, False)

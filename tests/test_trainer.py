@@ -678,5 +678,5 @@ def test_learning_rate_of_full_fine_tuning_is_named_where_an_adapter_is_trained(
             tiny_model(), settings(tmp_path, learning_rate=learning_rate), train_dataset=make_dataset(4),
             processing_class=tokenizer, peft_config=peft_config,
         )  # fmt: skip
-        said = f"`learning_rate: {learning_rate:g}` is one of full fine-tuning" in caplog.text
+        said = f"`learning_rate: {learning_rate:g}` is a rate for full fine-tuning" in caplog.text
         assert said is (is_low and peft_config is not None)

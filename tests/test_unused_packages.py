@@ -80,6 +80,8 @@ def test_command_that_needs_an_absent_package_names_it(tmp_path):
         (["--report_to", "wandb"], {"wandb"}),
         (["--report_to=tensorboard", "wandb"], {"wandb"}),
         (["--report_to", "all"], {"wandb"}),
+        (["--report_to", "[all]"], {"wandb"}),
+        (["--optim", "ademamix"], {"bitsandbytes"}),
         (["--trust_remote_code"], {"peft", "bitsandbytes", "wandb"}),
         (["--model_name_or_path", "org/any"], {"peft"}),
     ],

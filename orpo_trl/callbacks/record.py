@@ -163,8 +163,9 @@ def settings_as_recipe(args: ORPOConfig, model_name: str) -> str:
     for field in fields(args):
         default = field.default if field.default_factory is MISSING else field.default_factory()
         is_kept = field.init and field.name not in OF_ONE_START and not field.name.endswith("_token")
-        if is_kept and getattr(args, field.name) != default:
-            values[field.name] = plain.get(field.name)
+        value = args.asked.get(field.name, getattr(args, field.name))
+        if is_kept and value != default:
+            values[field.name] = value if field.name in args.asked else plain.get(field.name)
     if args.global_batch_size is not None:
         # What follows from it holds for these processes alone.
         values["per_device_train_batch_size"], asked = args.asked_split

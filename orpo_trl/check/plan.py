@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ def _without_checkpointing(
     A token budget splits the forward passes and changes nothing else, so that smaller ones are tried too.
     """
     training = copy.copy(recipe.training)
-    training.gradient_checkpointing = False
+    training.set_checkpointing(False)
     operations = [
         train_flops(model.config, recipe.model_args, settings, data.lengths, model.is_padded)
         for settings in (training, recipe.training)
@@ -235,7 +236,7 @@ def check_time(
         yield from _cpu_time(options, recipe, model, data, schedule)
         return
     if device is None:
-        raise Skipped("the figures of this GPU are not known; name another by --gpu")
+        raise Skipped("the speed of this GPU is not known; name one by --gpu")
     training = recipe.training
     if not (training.bf16 or training.fp16 or recipe.model_args.dtype in ("bfloat16", "float16")):
         raise Skipped("the run computes in 32 bits, and only 16-bit peaks are known")
@@ -272,12 +273,13 @@ def _cpu_time(
         yield "Faster: --bf16 false; this CPU multiplies matrices of float32 faster"
     if training.gradient_checkpointing and not training.is_checkpointing_open:
         without = copy.copy(training)
-        without.gradient_checkpointing = False
+        without.set_checkpointing(False)
         batch, _ = largest_batch(without, data.lengths, model.is_padded)
         sharding = _sharding(options, recipe.own)
-        needed = estimate_memory(model.config, recipe.model_args, without, sharding, batch, "cpu").total
-        if needed <= ROOMY * _capacity(options)[0]:
-            yield f"Faster, and it fits too: --gradient_checkpointing false takes {needed / GIB:.1f} GiB"
+        with suppress(ValueError):  # an unknown optimizer or model: the step on memory says so
+            needed = estimate_memory(model.config, recipe.model_args, without, sharding, batch, "cpu").total
+            if needed <= ROOMY * _capacity(options)[0]:
+                yield f"Faster, and it fits too: --gradient_checkpointing false takes {needed / GIB:.1f} GiB"
 
 
 def matrix_speed(dtype: torch.dtype) -> float:
@@ -298,7 +300,8 @@ def check_installed(options: CheckOptions, recipe: RecipeResult) -> Iterator[str
     missing = [f"{reason}: {how}" for name, reason, how in packages if importlib.util.find_spec(name) is None]
     if training.push_to_hub and not (training.hub_token or get_token()):
         missing.append("`push_to_hub: true`: run `hf auth login`")
-    if "wandb" in (training.report_to or []) and not _has_wandb_key(training.wandb_mode):
+    is_sent = "wandb" in (training.report_to or []) and importlib.util.find_spec("wandb") is not None
+    if is_sent and not _has_wandb_key(training.wandb_mode):
         missing.append("`report_to: wandb`: run `wandb login`, or set `wandb_mode: offline`")
     if missing:
         raise Failed("\n".join(missing))

@@ -51,7 +51,7 @@ _CONVERTED = {
     "special_tokens": (None, "`pad_token` and `eos_token` are keys"),
     "datasets": ("datasets", ""),
     "test_datasets": ("eval_datasets", "a mapping of labels to sources"),
-    "val_set_size": ("test_split_size", "it turns evaluation on"),
+    "val_set_size": ("test_split_size", "with `eval_strategy`"),
     "evals_per_epoch": ("eval_steps", "a share of the run below 1, with `eval_strategy: steps`"),
     "saves_per_epoch": ("save_steps", "a share of the run below 1, with `save_strategy: steps`"),
     "gradient_checkpointing": ("gradient_checkpointing", ""),

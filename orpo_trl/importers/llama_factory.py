@@ -32,7 +32,7 @@ _CONVERTED = {
     "double_quantization": ("use_bnb_nested_quant", ""),
     "dataset": ("dataset_name", "a Hub id, folder or file"),
     "eval_dataset": ("eval_datasets", "a mapping of labels to sources"),
-    "val_size": ("test_split_size", "it turns evaluation on"),
+    "val_size": ("test_split_size", "with `eval_strategy`"),
     "flash_attn": ("attn_implementation", "sdpa, eager, flash_attention_2 or flash_attention_3"),
     "disable_gradient_checkpointing": ("gradient_checkpointing", "with the opposite value"),
     "disable_shuffling": ("train_sampling_strategy", "sequential"),

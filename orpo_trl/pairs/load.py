@@ -73,6 +73,8 @@ def load_pairs(arguments: DataArguments, with_test: bool, seed: int = 42) -> tup
     try:
         return train, load_split(arguments.dataset_test_split)
     except ValueError as error:
+        if not isinstance(error.__cause__, KeyError) and " split" not in str(error.__cause__):
+            raise  # it is there, and cannot be read
         raise ValueError(
             f"{error}\nWithout a test split, set `test_split_size`, such as 100 or 0.05: it holds out rows of the "
             "train split."

@@ -72,8 +72,8 @@ def build_settings(recipe: Recipe, with_engine: bool = True) -> Settings:
     for name in _PATHS:
         if isinstance(values.get(name), str):
             values[name] = str(shipped_path(values[name]) or values[name])
-    if values.get("eval_strategy") is None and (values.get("eval_datasets") or values.get("test_split_size")):
-        values["eval_strategy"] = "epoch"  # who names rows to evaluate on wants them evaluated
+    if _are_rows_to_evaluate_on_named(recipe, values):
+        values["eval_strategy"] = _evaluation_strategy(values)
     if ("output_dir",) in recipe.secrets and values.get("run_name") is None:
         values["run_name"] = Path(recipe.secrets["output_dir",]).name  # its default is the folder's name
     values |= {name: hide_all(values[name]) for name in _SENT if name in values}
@@ -100,6 +100,29 @@ def build_settings(recipe: Recipe, with_engine: bool = True) -> Settings:
     if problems:
         raise RecipeError(problems)
     return built["model"], built["data"], built["training"]
+
+
+def _are_rows_to_evaluate_on_named(recipe: Recipe, values: dict[str, Any]) -> bool:
+    """Whether `test_split_size` or `eval_datasets` turns evaluation on: where `eval_strategy` is not set, or where it
+    is `no` in a file that what comes later changes, a child or the command line."""
+    named = [name for name in ("test_split_size", "eval_datasets") if values.get(name)]
+    strategy = values.get("eval_strategy")
+    if strategy is None:
+        return bool(named)
+    order = list(recipe.places)
+    return strategy == "no" and any(
+        order.index((name,)) > order.index(("eval_strategy",))
+        and recipe.place(name).file != recipe.place("eval_strategy").file
+        for name in named
+    )
+
+
+def _evaluation_strategy(values: dict[str, Any]) -> str:
+    """`steps` where something says so, else an evaluation each epoch."""
+    if values.get("eval_steps"):
+        return "steps"
+    # transformers wants checkpoints at the steps that are evaluated.
+    return values.get("save_strategy") or "steps" if values.get("load_best_model_at_end") else "epoch"
 
 
 def _override(recipe: Recipe, words: list[str]) -> None:

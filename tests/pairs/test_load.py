@@ -192,6 +192,14 @@ def test_evaluation_needs_rows(tmp_path):
         load(True, datasets=[{"path": path}])
 
 
+def test_test_split_that_is_there_and_broken_is_named_as_such(tmp_path):
+    write(tmp_path / "train.jsonl")
+    (tmp_path / "test.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt"\n')
+    with pytest.raises(ValueError, match=r"test\.jsonl") as caught:
+        load(True, dataset_name=str(tmp_path))
+    assert "test_split_size" not in str(caught.value)
+
+
 def test_rows_that_are_held_out_are_not_trained_where_nothing_is_evaluated(tmp_path):
     """Else evaluation would decide what is trained."""
     path = write(tmp_path / "rows.jsonl")

@@ -200,6 +200,10 @@ def test_deepspeed_override(tmp_path):
         ("eval_datasets: {a: {path: rows.jsonl}}\n", "epoch"),
         ("test_split_size: 10\neval_strategy: steps\neval_steps: 5\n", "steps"),
         ('test_split_size: 10\neval_strategy: "no"\n', "no"),
+        ('eval_strategy: "no"\ntest_split_size: 10\n', "no"),
+        ("test_split_size: 10\neval_steps: 5\n", "steps"),
+        ("test_split_size: 10\nload_best_model_at_end: true\n", "steps"),
+        ("test_split_size: 10\nload_best_model_at_end: true\nsave_strategy: epoch\n", "epoch"),
         ("", "no"),
     ],
 )
@@ -208,3 +212,15 @@ def test_rows_to_evaluate_on_are_evaluated(tmp_path, lines, strategy):
     _, data, training = parse_recipe([str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path)])
     assert training.eval_strategy == strategy
     assert bool(data.test_split_size or data.eval_datasets) == bool(lines)
+
+
+def test_rows_named_later_turn_evaluation_on_over_a_recipe_that_has_none(tmp_path):
+    """All recipes of the paper's checkpoints have none."""
+    output = ["--output_dir", str(tmp_path)]
+    assert parse_recipe(["mistral_beta", *output])[2].eval_strategy == "no"
+    assert parse_recipe(["mistral_beta", "--test_split_size", "0.02", *output])[2].eval_strategy == "epoch"
+    both = ["--test_split_size", "0.02", "--eval_strategy", "no"]
+    assert parse_recipe(["mistral_beta", *both, *output])[2].eval_strategy == "no"
+    (tmp_path / "child.yaml").write_text("extends: mistral_beta.yaml\neval_datasets: {a: {path: rows.jsonl}}\n")
+    assert parse_recipe([str(tmp_path / "child.yaml"), *output])[2].eval_strategy == "epoch"
+    assert parse_recipe([str(tmp_path / "child.yaml"), "--eval_strategy", "no", *output])[2].eval_strategy == "no"
