@@ -28,6 +28,9 @@ def test_wheel_holds_recipes_launch_configs_the_script_and_the_page(tmp_path):
     installed = tmp_path / "installed"
     zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(installed)
     assert (installed / "orpo_trl" / "py.typed").is_file()
+    for script in ("run_orpo.py", "benchmark.py", "slurm/train.sbatch"):
+        shipped = installed / "orpo_trl" / "shipped" / "scripts" / script
+        assert shipped.read_bytes() == (REPOSITORY / "scripts" / script).read_bytes()
     for path in RECIPES.rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             shipped = installed / "orpo_trl" / "shipped" / "recipes" / path.relative_to(RECIPES)

@@ -57,6 +57,19 @@ def test_environment_that_nobody_has_activated_is_enough(tmp_path, flags):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("engine", "says"), [("fsdp2", True), ("zero3", False)])
+def test_checkpointing_that_is_left_open_is_settled_before_two_processes_train(tmp_path, engine, says):
+    """Under DeepSpeed it stays on: a model that is made to be counted would be shared out there."""
+    settings = "--gradient_checkpointing null --max_steps 1 --eval_strategy no --output_dir".split()
+    done = subprocess.run(
+        [ORPO_TRL, "train", "quickstart", "--engine", engine, "--num_processes", "2", *settings, tmp_path],
+        cwd=REPOSITORY, env=TRAIN_ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Gradient checkpointing is off: without it, about ") == says
+
+
+@pytest.mark.slow
 def test_failing_run_has_a_failing_exit_status(tmp_path):
     done = subprocess.run(
         [ORPO_TRL, "train", "quickstart", "--dataset_name", "./absent.jsonl", "--output_dir", str(tmp_path)],
