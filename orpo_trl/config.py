@@ -292,7 +292,7 @@ class ORPOConfig(SFTConfig):
 
     def set_checkpointing(self, is_on: bool) -> None:
         """Gradient checkpointing, under both of its names: transformers 5.23 reads the newer one."""
-        self.gradient_checkpointing = is_on
+        self.gradient_checkpointing = is_on  # pyright: ignore[reportIncompatibleVariableOverride]
         if hasattr(self, "activation_checkpointing"):
             self.activation_checkpointing = is_on
 

@@ -97,7 +97,7 @@ def train_flops(
     scored = nll_tokens(lengths.prompt, lengths.chosen, training.nll_scope) + lengths.rejected
     return flops(
         planned_weights(config), int(tokens.sum()), int(attended.sum()), int(scored.sum()), model_args.use_peft,
-        training.gradient_checkpointing,
+        bool(training.gradient_checkpointing),
     )  # fmt: skip
 
 

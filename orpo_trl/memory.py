@@ -11,6 +11,7 @@ checkpointing keeps.
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -309,8 +310,8 @@ def arguments_of(model: PreTrainedModel) -> ModelArguments:
 
     Another adapter, or one beside whole layers, is planned as full fine-tuning, which takes more.
     """
-    arguments = ModelArguments(dtype=str(model.dtype).removeprefix("torch."))
-    adapter = next(iter(getattr(model, "peft_config", {}).values()), None)
+    arguments: Any = ModelArguments(dtype=str(model.dtype).removeprefix("torch."))
+    adapter: Any = next(iter(getattr(model, "peft_config", {}).values()), None)
     is_lora = getattr(adapter, "target_modules", None) and getattr(adapter, "r", None)
     if is_peft_model(model) and is_lora and not getattr(adapter, "modules_to_save", None):
         arguments.use_peft, arguments.lora_r = True, adapter.r
