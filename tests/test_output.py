@@ -77,13 +77,13 @@ def test_dry_run_is_one_command_line(run):
 
 @pytest.mark.slow
 def test_training_prints_to_the_real_standard_output(run, tmp_path):
-    """`train` prints its command line, and the ranks print where `train` was asked to print."""
-    done = run(
-        "train", "quickstart", "--max_steps", "1", "--eval_strategy", "no", "--output_dir", str(tmp_path / "out")
-    )
-    command, *printed = done.stdout.splitlines()
+    """One process, and the ranks of a command line that is printed first."""
+    words = ["train", "quickstart", "--max_steps", "1", "--eval_strategy", "no", "--output_dir"]
+    alone = run(*words, tmp_path / "one").stdout.splitlines()
+    assert f"Saved the model to {tmp_path / 'one'}" in alone
+    command, *printed = run(*words, tmp_path / "two", "--engine", "fsdp2", "--num_processes", "2").stdout.splitlines()
     assert shlex.split(command)[1] == "launch"
-    assert f"Saved the model to {tmp_path / 'out'}" in printed
+    assert f"Saved the model to {tmp_path / 'two'}" in printed
 
 
 @pytest.mark.slow

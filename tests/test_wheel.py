@@ -49,4 +49,4 @@ def test_wheel_holds_recipes_launch_configs_the_script_and_the_page(tmp_path):
     assert "Nothing to fix." in run("check", "quickstart")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     assert run("report", ".") == "report.html\n"
-    assert "<h2>Curves</h2>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<h2 id="curves">Curves</h2>' in (tmp_path / "report.html").read_text(encoding="utf-8")
