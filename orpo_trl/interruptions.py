@@ -7,6 +7,7 @@ ranks have heard of it. Outside of training there is nothing to save, and the pr
 Imports no torch: a rank calls `listen` before anything else.
 """
 
+import atexit
 import os
 import shlex
 import signal
@@ -61,6 +62,8 @@ def listen(given: Sequence[str] = ()) -> None:
         if _is_supervised() or signal.getsignal(number) is not signal.SIG_IGN:
             _this.previous[number] = signal.signal(number, _on_signal)
     os.register_at_fork(after_in_child=_forget)
+    if processes.is_launched():
+        atexit.register(_leave_at_once)  # the first to be registered is the last to be called
     processes.end_with_launcher()
 
 
@@ -162,6 +165,19 @@ def _forget() -> None:
     """In a forked process, such as a data worker: SIGTERM ends it, and the others are its parent's affair."""
     for number in _this.previous:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+
+
+def _leave_at_once() -> None:
+    """End a rank once its threads and exit handlers are done, before Python takes its objects apart.
+
+    A thread of gloo may still hold a tensor then. It waits for Python's lock to let go of it, and Python ends such a
+    thread in a way that aborts the process: a run that has saved its model would be reported as failed.
+    """
+    status = _this.reporter.report.status if _this.reporter is not None else None
+    if status is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _end(status: int, text: str) -> NoReturn:

@@ -164,6 +164,42 @@ def test_signal_that_is_ignored_at_the_start_stays_ignored():
     assert process.wait(5) == 75
 
 
+# What aborts a process while Python takes its objects apart, as a thread of gloo that holds a tensor then does.
+ABORTS_AT_THE_END = """
+import atexit, os, sys, threading, time
+from orpo_trl import interruptions
+interruptions.listen()
+
+class Aborts:
+    def __del__(self):
+        os.abort()
+
+aborts = Aborts()
+atexit.register(print, "exit handlers have run")
+with interruptions.reported():
+    threading.Thread(target=lambda: (time.sleep(0.3), print("threads are done"))).start()
+    exec(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "status", "message"),
+    [
+        ("pass", 0, ""),
+        ("sys.exit(75)", 75, ""),
+        ("sys.exit('wrong')", 1, "wrong\n"),
+        ("raise ValueError('wrong')", 1, "Traceback"),
+    ],
+)
+def test_rank_ends_with_its_own_status_whatever_would_abort_it_at_the_end(last, status, message):
+    command = [sys.executable, "-c", ABORTS_AT_THE_END, last]
+    ended = subprocess.run(command, env={**TRAIN_ENVIRONMENT, "LOCAL_RANK": "0"}, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr[: len(message)]) == (status, message)
+    assert ended.stdout == "threads are done\nexit handlers have run\n"
+    alone = subprocess.run(command, env=TRAIN_ENVIRONMENT, capture_output=True, text=True)
+    assert alone.returncode == -signal.SIGABRT  # so the process above would have been aborted as well
+
+
 @pytest.mark.parametrize("way", ["ORPO_TRL_REPORTS", "LOCAL_RANK"])
 def test_process_ends_when_its_launcher_is_killed(way, tmp_path):
     """Under `orpo-trl train` at once; under a bare launcher by SIGTERM, which outside of training ends it as well."""
