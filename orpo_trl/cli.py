@@ -530,9 +530,9 @@ def schema(names: tuple[str, ...]) -> None:
       orpo-trl schema | less
       orpo-trl schema beta nll_reduction
     """
-    from orpo_trl.unused_packages import leave_out_all
+    from orpo_trl.unused_packages import leave_out_torch
 
-    leave_out_all()
+    leave_out_torch()
     from orpo_trl.recipe.keys import recipe_keys, unknown_key
     from orpo_trl.recipe.show import schema_text
 

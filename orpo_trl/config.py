@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Required
 
-import torch
 from pydantic import ConfigDict, Field, with_config
 from transformers import TrainingArguments, is_torch_xla_available
+from transformers.training_args import OptimizerNames
 from trl import ModelConfig, SFTConfig
 from typing_extensions import TypedDict
 
@@ -54,6 +54,12 @@ class SettingsError(ValueError):
     def __init__(self, owner: str, problems: list[SettingsProblem]):
         super().__init__(f"{owner}:\n" + "\n".join(f"  - {problem}" for problem in problems))
         self.problems = problems
+
+
+def _has_accelerator() -> bool:
+    import torch  # not at the top: `orpo-trl schema` reads the classes without it, in a third of the time
+
+    return torch.accelerator.is_available()
 
 
 @dataclass
@@ -252,6 +258,10 @@ class ORPOConfig(SFTConfig):
             "up to a third more time. None: on; on a CPU, off where the memory holds the activations."
         },
     )
+    # TrainingArguments looks for torch before it names this default, and `orpo-trl schema` leaves torch out.
+    optim: OptimizerNames | str = field(
+        default="adamw_torch_fused", metadata=TrainingArguments.__dataclass_fields__["optim"].metadata
+    )
     logging_first_step: bool = field(default=True, metadata={"help": "Log the first optimiser step as well."})
     is_encoder_decoder: bool | None = field(
         default=None, metadata={"help": "Accepted because TRL has it; True is refused: models here are decoder-only."}
@@ -261,7 +271,7 @@ class ORPOConfig(SFTConfig):
         problems = [*self._range_problems(), *self._contradictions(), *self._meaningless_problems()]
         if problems:
             raise SettingsError("ORPOConfig", problems)
-        if not torch.accelerator.is_available() and not is_torch_xla_available():
+        if not _has_accelerator() and not is_torch_xla_available():
             # Without it, accelerate looks for the backend of a GPU and finds none. Each process of a distributed launch
             # then runs as if it were the only one.
             self.use_cpu = True
@@ -436,7 +446,7 @@ class ORPOConfig(SFTConfig):
         if self.global_batch_size is not None and self.auto_find_batch_size:
             text = "`auto_find_batch_size: true` would change the pairs of a step, which `global_batch_size` sets"
             found.append(SettingsProblem(("auto_find_batch_size", "global_batch_size"), text))
-        if self.activation_offloading and not torch.accelerator.is_available():
+        if self.activation_offloading and not _has_accelerator():
             text = "`activation_offloading: true` moves activations from an accelerator, and there is none"
             found.append(SettingsProblem(("activation_offloading",), text))
         if self.is_encoder_decoder:

@@ -1,17 +1,20 @@
-"""Packages that transformers and TRL load wherever they are installed, left out where a run does not use them.
+"""Packages that libraries load wherever they are installed, left out where a run does not use them.
 
 transformers loads peft with its trainer, peft loads bitsandbytes, and that loads torch's compiler: four CPU seconds.
-TRL loads wandb. For Python, None in `sys.modules` means that there is no such package, and both libraries work so.
+TRL loads wandb and trackio, accelerate loads DeepSpeed. For Python, None in `sys.modules` means that there is no such
+package, and the libraries work so.
 
 Imports neither torch nor transformers: call this before them.
 """
 
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from orpo_trl import processes
 from orpo_trl.recipe.files import Recipe, RecipeError, find_recipe, read_recipe, shipped_path
 
 # What hints at the use of a package, in the keys and values of a recipe or on a command line. Where in doubt, a package
@@ -22,7 +25,14 @@ _HINTS = {
         "peft", "lora", "adapter", "load_in_", "quant", "trust_remote_code", "bnb", "bit", "paged", "ademamix",
     ),
     "wandb": ("wandb", "trust_remote_code"),
+    "trackio": ("trackio", "trust_remote_code"),
+    "deepspeed": ("deepspeed", "trust_remote_code"),
+    # transformers loads it for its losses of images, half a CPU second; optimisers of other packages may use it.
+    "scipy": (
+        "peft", "lora", "adapter", "load_in_", "quant", "trust_remote_code", "bnb", "bit", "paged", "optim",
+    ),
 }  # fmt: skip
+_TRACKERS = {"wandb", "trackio"}
 # What this process has left out.
 left_out: set[str] = set()
 
@@ -30,6 +40,12 @@ left_out: set[str] = set()
 def leave_out_all() -> None:
     """Leave all of them out of this process: for commands that read recipes and load no model."""
     _leave_out(list(_HINTS))
+
+
+def leave_out_torch() -> None:
+    """Leave torch out as well: for a command that reads the keys of recipes, and no recipe."""
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # transformers says that it has not found torch
+    _leave_out([*_HINTS, "torch"])
 
 
 def leave_out_unused(arguments: list[str]) -> None:
@@ -46,6 +62,11 @@ def _leave_out(names: list[str]) -> None:
             left_out.add(name)
 
 
+def is_installed(name: str) -> bool:
+    """Whether there is a package of this name, left out or not."""
+    return name in left_out or importlib.util.find_spec(name) is not None
+
+
 def unused(arguments: list[str]) -> list[str]:
     """The packages that a run does not use.
 
@@ -59,7 +80,9 @@ def unused(arguments: list[str]) -> list[str]:
     words = " ".join([*_words(recipe.settings), *arguments[1:]]).replace("-", "_").replace("=", " ").lower()
     names = [name for name, hints in _HINTS.items() if not any(hint in words for hint in hints)]
     if "report_to" in words and re.search(r"\ball\b", words):  # all trackers that are installed
-        names = [name for name in names if name != "wandb"]
+        names = [name for name in names if name not in _TRACKERS]
+    if processes.is_launched():  # then the launcher's engine decides, and a recipe need not name it
+        names = [name for name in names if name != "deepspeed"]
     return [name for name in names if name != "peft" or not _may_be_adapter(recipe, arguments)]
 
 

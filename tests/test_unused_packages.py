@@ -7,11 +7,15 @@ import pytest
 from support.processes import TRAIN_ENVIRONMENT
 from support.small import REPOSITORY
 
+from orpo_trl.recipe.keys import recipe_keys
+from orpo_trl.recipe.show import schema_text
 from orpo_trl.unused_packages import unused
 
 # Each may be absent where a run does not use it.
 OPTIONAL = ["deepspeed", "wandb", "matplotlib", "tensorboard", "trackio", "peft", "bitsandbytes"]
 SHORT = ["--max_steps", "1", "--eval_strategy", "no", "--per_device_train_batch_size", "2"]
+# Left out where nothing hints at their use.
+EVERY = {"peft", "bitsandbytes", "wandb", "trackio", "deepspeed", "scipy"}
 # `orpo-trl`, in a process that has no packages of these names.
 COMMAND = """
 import sys
@@ -19,7 +23,9 @@ for name in sys.argv[1].split(): sys.modules[name] = None
 sys.argv[:2] = ["orpo-trl"]
 from orpo_trl.cli import main
 try: main()
-finally: print("loaded:", *sorted(name for name, module in sys.modules.items() if module and "." not in name))
+finally:
+    names = sorted(name for name, module in sys.modules.items() if module and "." not in name)
+    print("loaded:", *names, file=sys.stderr)
 """
 
 
@@ -31,7 +37,9 @@ def orpo_trl_without(names, *arguments):
 
 
 def loaded(done) -> set[str]:
-    return set(done.stdout.rpartition("loaded:")[2].split())
+    _, found, names = done.stderr.rpartition("loaded:")
+    assert found
+    return set(names.split())
 
 
 def test_quickstart_trains_where_none_of_the_optional_packages_is_there(tmp_path):
@@ -61,6 +69,13 @@ def test_commands_that_read_recipes_load_no_optional_package(arguments):
     assert not loaded(done) & {*OPTIONAL}
 
 
+def test_schema_loads_no_torch_and_lists_what_it_would_list_with_it():
+    done = orpo_trl_without([], "schema")
+    assert "torch" not in loaded(done)
+    assert done.stdout == schema_text(list(recipe_keys()))
+    assert done.stderr.startswith("loaded:")  # without a warning that torch is missing
+
+
 def test_command_that_needs_an_absent_package_names_it(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     done = orpo_trl_without(["matplotlib"], "report", tmp_path)
@@ -72,28 +87,35 @@ def test_command_that_needs_an_absent_package_names_it(tmp_path):
     ("overrides", "used"),
     [
         ([], set()),
-        (["--use_peft", "true"], {"peft", "bitsandbytes"}),
-        (["--use-peft"], {"peft", "bitsandbytes"}),
-        (["--lora_r=8"], {"peft", "bitsandbytes"}),
-        (["--load_in_4bit"], {"peft", "bitsandbytes"}),
-        (["--optim", "paged_adamw_8bit"], {"bitsandbytes"}),
+        (["--use_peft", "true"], {"peft", "bitsandbytes", "scipy"}),
+        (["--use-peft"], {"peft", "bitsandbytes", "scipy"}),
+        (["--lora_r=8"], {"peft", "bitsandbytes", "scipy"}),
+        (["--load_in_4bit"], {"peft", "bitsandbytes", "scipy"}),
+        (["--optim", "paged_adamw_8bit"], {"bitsandbytes", "scipy"}),
         (["--report_to", "wandb"], {"wandb"}),
         (["--report_to=tensorboard", "wandb"], {"wandb"}),
-        (["--report_to", "all"], {"wandb"}),
-        (["--report_to", "[all]"], {"wandb"}),
-        (["--optim", "ademamix"], {"bitsandbytes"}),
-        (["--trust_remote_code"], {"peft", "bitsandbytes", "wandb"}),
+        (["--report_to", "all"], {"wandb", "trackio"}),
+        (["--report_to", "[all]"], {"wandb", "trackio"}),
+        (["--optim", "ademamix"], {"bitsandbytes", "scipy"}),
+        (["--report_to", "trackio"], {"trackio"}),
+        (["--deepspeed", "zero3"], {"deepspeed"}),
+        (["--trust_remote_code"], EVERY),
         (["--model_name_or_path", "org/any"], {"peft"}),
     ],
 )
 def test_package_is_loaded_where_anything_hints_at_its_use(overrides, used):
-    assert {"peft", "bitsandbytes", "wandb"} - set(unused(["quickstart", *overrides])) == used
+    assert EVERY - set(unused(["quickstart", *overrides])) == used
+
+
+def test_engine_of_a_launcher_needs_no_hint(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert set(unused(["quickstart"])) == EVERY - {"deepspeed"}
 
 
 def test_parents_and_folders_hint_too(tmp_path):
     (tmp_path / "parent.yaml").write_text("use_peft: true\n")
     (tmp_path / "mine.yaml").write_text("extends: [quickstart.yaml, parent.yaml]\n")
-    assert unused([str(tmp_path / "mine.yaml")]) == ["wandb"]
+    assert unused([str(tmp_path / "mine.yaml")]) == ["wandb", "trackio", "deepspeed"]
     (tmp_path / "adapter").mkdir()
     (tmp_path / "own.yaml").write_text(f"model_name_or_path: {tmp_path / 'adapter'}\n")
     assert "peft" not in unused([str(tmp_path / "own.yaml")])  # "adapter" in a name is a hint as well

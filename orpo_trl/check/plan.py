@@ -1,7 +1,6 @@
 """The steps that plan a run: optimiser steps, memory, time and cost, and missing packages."""
 
 import copy
-import importlib.util
 import json
 import math
 import os
@@ -32,6 +31,7 @@ from orpo_trl.launch import DEEPSPEED, Launch, launch_command
 from orpo_trl.memory import ROOMY, Sharding, draw_batches, estimate_memory, largest_batch, leave_out_checkpointing
 from orpo_trl.model import model_name
 from orpo_trl.plain_files import read_text
+from orpo_trl.unused_packages import is_installed
 
 GIB = 2**30
 # From this share of a GPU on, what no estimate knows may be too much: fragments of the allocator, other processes.
@@ -298,10 +298,10 @@ def matrix_speed(dtype: torch.dtype) -> float:
 def check_installed(options: CheckOptions, recipe: RecipeResult) -> Iterator[str]:
     """Packages and logins that the recipe needs."""
     training, packages = recipe.training, list(_packages(recipe, _sharding(options, recipe.own)))
-    missing = [f"{reason}: {how}" for name, reason, how in packages if importlib.util.find_spec(name) is None]
+    missing = [f"{reason}: {how}" for name, reason, how in packages if not is_installed(name)]
     if training.push_to_hub and not (training.hub_token or get_token()):
         missing.append("`push_to_hub: true`: run `hf auth login`")
-    is_sent = "wandb" in (training.report_to or []) and importlib.util.find_spec("wandb") is not None
+    is_sent = "wandb" in (training.report_to or []) and is_installed("wandb")
     if is_sent and not _has_wandb_key(training.wandb_mode):
         missing.append("`report_to: wandb`: run `wandb login`, or set `wandb_mode: offline`")
     if missing:
