@@ -9,19 +9,15 @@ the host memory for loading a checkpoint, `torch_compile`, evaluation, and the o
 checkpointing keeps.
 """
 
-import copy
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import is_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from orpo_trl.activations import Dtypes, MicroBatch, measure_activations, with_adapter
 from orpo_trl.config import ModelArguments, ORPOConfig
-from orpo_trl.devices import cpu_memory
 from orpo_trl.flops import head_weight
 from orpo_trl.launch import STRATEGIES
 from orpo_trl.lengths import PairLengths
@@ -31,8 +27,6 @@ FP32 = 4
 MIB = 2**20
 # Random micro-batches that show the size of the largest one and the padding of padded ones.
 DRAWS = 2_000
-# Share of a CPU's memory that a run may plan with: other programs have some of it.
-ROOMY = 0.7
 
 # Resident memory of a process with the trainer's imports, tokenizer and dataset, without its weights: measured with
 # torch 2.13 (CPU build), trl 1.16 and DeepSpeed 0.19. On a GPU: a round figure for the CUDA context and the buffers of
@@ -266,58 +260,6 @@ def draw_batches(training: ORPOConfig, lengths: PairLengths, is_padded: bool) ->
     size = training.per_device_train_batch_size
     rows = np.random.default_rng(training.seed).integers(len(lengths), size=(DRAWS, size))
     return lengths[rows].batch(is_packed=not is_padded)
-
-
-def leave_out_checkpointing(
-    config: PreTrainedConfig,
-    model_args: ModelArguments,
-    training: ORPOConfig,
-    sharding: Sharding,
-    lengths: PairLengths,
-    is_padded: bool,
-) -> str:
-    """Turn gradient checkpointing off on a CPU, where the run has not set it and the memory holds all activations.
-
-    Args:
-        config, model_args, training, sharding: as in `estimate_memory`; `training` is changed.
-        lengths, is_padded: as in `largest_batch`.
-
-    Returns:
-        What was decided, in a sentence; empty where the run has set it, or where nothing can be known. Under DeepSpeed
-        checkpointing stays on: there, a model that is made to be counted would be shared out like the one that trains.
-    """
-    if not training.is_checkpointing_open or sharding.is_deepspeed:
-        return ""
-    trial = copy.copy(training)
-    trial.set_checkpointing(False)
-    batch, _ = largest_batch(trial, lengths, is_padded)
-    try:
-        needed = estimate_memory(config, model_args, trial, sharding, batch, "cpu").total
-    except ValueError:  # a model or an optimizer that cannot be measured
-        return ""
-    has = cpu_memory() / sharding.processes
-    training.set_checkpointing(needed > ROOMY * has)
-    fits = "do not fit" if training.gradient_checkpointing else "fit"
-    return (
-        f"Gradient checkpointing is {'on' if training.gradient_checkpointing else 'off'}: without it, about "
-        f"{needed / 2**30:.1f} GiB {fits} into {ROOMY:.0%} of this machine's {has / 2**30:.1f} GiB. "
-        "Set `gradient_checkpointing` to choose yourself."
-    )
-
-
-def arguments_of(model: PreTrainedModel) -> ModelArguments:
-    """Arguments that plan the memory of a model that is loaded: its dtype, and the ranks of a LoRA adapter.
-
-    Another adapter, or one beside whole layers, is planned as full fine-tuning, which takes more.
-    """
-    arguments: Any = ModelArguments(dtype=str(model.dtype).removeprefix("torch."))
-    adapter: Any = next(iter(getattr(model, "peft_config", {}).values()), None)
-    is_lora = getattr(adapter, "target_modules", None) and getattr(adapter, "r", None)
-    if is_peft_model(model) and is_lora and not getattr(adapter, "modules_to_save", None):
-        arguments.use_peft, arguments.lora_r = True, adapter.r
-        targets = adapter.target_modules
-        arguments.lora_target_modules = targets if isinstance(targets, str) else sorted(targets)
-    return arguments
 
 
 # ---- State, buffers and steps ----------------------------------------------------------------------------------------

@@ -34,13 +34,14 @@ from orpo_trl.guard import GuardMixin
 from orpo_trl.hidden import hide
 from orpo_trl.lengths import PairLengths
 from orpo_trl.losses import log_odds_ratio, nll_sum, odds_ratio_loss, orpo_loss, pair_logps
-from orpo_trl.memory import Sharding, arguments_of, leave_out_checkpointing
+from orpo_trl.memory import Sharding
 from orpo_trl.model import disable_dropout, load_config, load_processor
 from orpo_trl.model_card import write_card
 from orpo_trl.pair_metrics import PairMetrics
 from orpo_trl.pairs.preparation import PreparationReport
 from orpo_trl.pairs.prepare import PAIR_COLUMNS, pair_lengths, prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
+from orpo_trl.recomputation import arguments_of, leave_out_checkpointing
 from orpo_trl.resume import Start
 from orpo_trl.sampling import GlobalBatchSampler, StreamedBatches
 from orpo_trl.saving import SavingMixin

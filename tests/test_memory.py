@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -12,22 +11,12 @@ from support.small import REPOSITORY
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, MistralConfig, Qwen3Config
 
-from orpo_trl import ORPOConfig, memory
+from orpo_trl import ORPOConfig
 from orpo_trl.activations import MicroBatch, measure_activations
 from orpo_trl.attention import enable_packed_rows, reading_packed_row
 from orpo_trl.batch import MODEL_INPUTS, PairCollator
 from orpo_trl.config import ModelArguments
-from orpo_trl.lengths import PairLengths
-from orpo_trl.memory import (
-    ROOMY,
-    Sharding,
-    arguments_of,
-    count_weights,
-    dtypes_of,
-    estimate_memory,
-    largest_batch,
-    leave_out_checkpointing,
-)
+from orpo_trl.memory import Sharding, count_weights, dtypes_of, estimate_memory
 
 GIB = 2**30
 SMALL = {
@@ -245,35 +234,3 @@ def test_peak_of_two_processes_under_zero3_is_within_15_percent(name, tmp_path):
     estimated = estimate_memory(config, FULL, training, Sharding("zero3", 2), batch, "cpu").total
     print(f"{name}: estimated {estimated / GIB:.2f} GiB, measured {[round(peak / GIB, 2) for peak in peaks]}")
     assert [estimated] * 2 == pytest.approx(peaks, rel=0.15)
-
-
-# ---- Gradient checkpointing that nobody has set ----------------------------------------------------------------------
-
-LENGTHS = PairLengths(prompt=np.full(50, 20), chosen=np.full(50, 300), rejected=np.full(50, 200))
-
-
-@pytest.mark.parametrize("room", [0.99, 1.01])
-def test_checkpointing_is_left_out_where_the_memory_holds_the_activations(monkeypatch, room):
-    training = ORPOConfig("unused", use_cpu=True)
-    without = settings()
-    batch, _ = largest_batch(without, LENGTHS, is_padded=False)
-    needed = estimate_memory(MISTRAL, FULL, without, Sharding("single"), batch, "cpu").total
-    monkeypatch.setattr(memory, "cpu_memory", lambda: room * needed / ROOMY)
-    note = leave_out_checkpointing(MISTRAL, FULL, training, Sharding("single"), LENGTHS, is_padded=False)
-    assert training.gradient_checkpointing is (room < 1)
-    assert note.startswith(f"Gradient checkpointing is {'on' if room < 1 else 'off'}: without it, about ")
-
-
-@pytest.mark.parametrize("asked", [True, False])
-def test_checkpointing_that_is_set_stays(asked):
-    training = ORPOConfig("unused", use_cpu=True, gradient_checkpointing=asked)
-    assert leave_out_checkpointing(MISTRAL, FULL, training, Sharding("single"), LENGTHS, is_padded=False) == ""
-    assert training.gradient_checkpointing is asked
-
-
-def test_arguments_of_a_loaded_model_plan_the_same_weights():
-    model = AutoModelForCausalLM.from_config(MISTRAL, dtype=torch.float32)
-    assert count_weights(MISTRAL, arguments_of(model)) == count_weights(MISTRAL, FULL)
-    adapter = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
-    assert count_weights(MISTRAL, arguments_of(adapter)) == count_weights(MISTRAL, LORA)
-    assert arguments_of(adapter).dtype == "float32"

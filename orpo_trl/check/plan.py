@@ -28,9 +28,10 @@ from orpo_trl.config import ORPOConfig
 from orpo_trl.devices import Device, count_gpus, cpu_memory, find_cuda_device, named_device
 from orpo_trl.flops import train_flops, training_time
 from orpo_trl.launch import DEEPSPEED, Launch, launch_command
-from orpo_trl.memory import ROOMY, Sharding, draw_batches, estimate_memory, largest_batch, leave_out_checkpointing
+from orpo_trl.memory import Sharding, draw_batches, estimate_memory, largest_batch
 from orpo_trl.model import model_name
 from orpo_trl.plain_files import read_text
+from orpo_trl.recomputation import ROOMY, leave_out_checkpointing
 from orpo_trl.unused_packages import is_installed
 
 GIB = 2**30
