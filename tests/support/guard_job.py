@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 from orpo_trl import ORPOTrainer
 from orpo_trl.guard import NonFiniteError
 from orpo_trl.launch import start_deepspeed_on_cpu
+from support.processes import end_rank
 from support.run_job import allow_fsdp_on_cpu
 from support.small import REPOSITORY, make_rows, settings
 
@@ -59,7 +60,7 @@ def main(job: dict) -> None:
     (output / f"rank-{rank}.json").write_text(json.dumps(result))
     if rank == 0:
         torch.save({name: weight.cpu() for name, weight in state.items()}, output / "weights.pt")
-    trainer.accelerator.end_training()
+    end_rank(trainer)
 
 
 def digest(state: dict[str, torch.Tensor]) -> str:

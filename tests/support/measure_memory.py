@@ -17,6 +17,7 @@ from transformers import set_seed
 from orpo_trl import ORPOConfig, ORPOTrainer
 from orpo_trl.config import ModelArguments
 from orpo_trl.model import build_from_scratch, load_tokenizer
+from support.processes import end_rank
 from support.small import REPOSITORY
 
 STEPS = 3  # DeepSpeed knows the order of the weights, and keeps some, from the third step on
@@ -44,7 +45,7 @@ def main(job: dict) -> None:
     trainer.train()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
     Path(job["folder"], f"peak_{args.process_index}.txt").write_text(str(peak))
-    trainer.accelerator.end_training()
+    end_rank(trainer)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from orpo_trl import ORPOTrainer
 from orpo_trl.pairs.load import ROW_COLUMN, SOURCE_COLUMN
+from support.processes import end_rank
 from support.small import REPOSITORY, make_rows, settings
 
 
@@ -88,7 +89,7 @@ def main(job: dict) -> None:
             "eval": metrics,
         }
         (output / "result.json").write_text(json.dumps(result))
-    trainer.accelerator.end_training()
+    end_rank(trainer)
 
 
 if __name__ == "__main__":
