@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 from support.models import tiny_of_type
-from support.small import REPOSITORY, make_dataset, settings, tiny_model
+from support.small import REPOSITORY, TOKENIZER, make_dataset, settings, tiny_model
 from transformers import CONFIG_MAPPING, AttentionInterface
 from transformers.integrations import flash_attention
 from trl.experimental.orpo import ORPOConfig as TRLConfig
@@ -119,7 +119,7 @@ def trl_trainer(folder) -> TRLTrainer:
     from datasets import Dataset
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "recipes" / "quickstart" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     return TRLTrainer(tiny_model(), args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from support.small import REPOSITORY, make_rows
+from support.small import REPOSITORY, TOKENIZER, make_rows
 
 SCRIPT = REPOSITORY / "scripts" / "benchmark.py"
 
@@ -26,7 +26,7 @@ def folder(tmp_path):
     # Text of the tokenizer's own words, ended so that no token spans prompt and response.
     rows = [{**row, "chosen": "\n" + row["chosen"], "rejected": "\n" + row["rejected"]} for row in rows]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "tokenizer").symlink_to(REPOSITORY / "recipes" / "quickstart" / "model")
+    (tmp_path / "tokenizer").symlink_to(TOKENIZER)
     return tmp_path
 
 

@@ -15,7 +15,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from support import reference
 from support.models import tiny_of_type
-from support.small import REPOSITORY, make_rows, settings, tiny_model
+from support.small import TOKENIZER, make_rows, settings, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 
 from orpo_trl import ORPOTrainer
@@ -23,8 +23,6 @@ from orpo_trl.cli import main
 from orpo_trl.merge import MergeError, compare, merge_adapter
 from orpo_trl.pairs.prepare import prepare_pairs
 from orpo_trl.pairs.tokenize import PairRules
-
-TOKENIZER = REPOSITORY / "recipes" / "quickstart" / "model"
 
 
 def run(*arguments):

@@ -8,8 +8,7 @@ import subprocess
 import pytest
 import yaml
 from support.processes import ORPO_TRL, TRAIN_ENVIRONMENT
-from support.small import REPOSITORY, tiny_model
-from transformers import AutoTokenizer
+from support.small import REPOSITORY, save_model
 
 # Runs at the start of Python. It prints when transformers is imported and when the process ends, as Python, as C code
 # and as a child process.
@@ -37,10 +36,7 @@ HOSTILE = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(REPOSITORY / "recipes" / "quickstart" / "model").save_pretrained(folder)
-    return folder
+    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

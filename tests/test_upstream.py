@@ -15,7 +15,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from support.small import REPOSITORY, make_dataset, settings, tiny_model
+from support.small import REPOSITORY, TOKENIZER, make_dataset, settings, tiny_model
 from transformers import MistralConfig
 
 import orpo_trl
@@ -30,7 +30,7 @@ PUBLIC_MODULES = {
     "trl", "transformers", "transformers.integrations", "transformers.utils.logging", "accelerate", "accelerate.utils",
     "datasets", "datasets.exceptions", "peft", "wandb", "wandb.errors", "deepspeed", "bitsandbytes", "torch",
     "torch.nn", "torch.nn.functional", "torch.nn.attention.varlen", "torch.nn.parallel", "torch.utils.data",
-    "torch.distributed",
+    "torch.distributed", "transformers.training_args.OptimizerNames",  # which the page of TrainingArguments names
 }  # fmt: skip
 # Attributes that a parent or a metaclass writes into each subclass.
 WRITTEN_BY_PARENTS = {"_abc_impl", "_backward_cls", "_is_protocol", "_is_runtime_protocol"}
@@ -39,10 +39,9 @@ LIBRARIES = {name.partition(".")[0] for name in PUBLIC_MODULES}
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
-    from support.small import REPOSITORY
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "recipes" / "quickstart" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     folder = tmp_path_factory.mktemp("trainer")
     return ORPOTrainer(tiny_model(), settings(folder), train_dataset=make_dataset(8), processing_class=tokenizer)
 

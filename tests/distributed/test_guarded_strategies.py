@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.processes import cpu_engine, launch
-from support.small import REPOSITORY, tiny_model
+from support.small import REPOSITORY, TOKENIZER, tiny_model
 from transformers import AutoTokenizer
 
 from orpo_trl.run_folder import read_record, read_trouble
@@ -24,7 +24,7 @@ SPLIT = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "ma
 @pytest.fixture(scope="module")
 def poisoned(tmp_path_factory):
     """The folder of a model that gives NaN for the rows with a zebra."""
-    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "recipes" / "quickstart" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     (zebra,) = tokenizer(" zebra")["input_ids"]
     model = tiny_model()
     model.model.embed_tokens.weight.data[zebra] = torch.nan

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from support.processes import cpu_engine, train
-from support.small import REPOSITORY, make_rows
+from support.small import TOKENIZER, make_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orpo_trl.batch import PairCollator
@@ -103,7 +103,7 @@ def test_metrics_equal_their_recomputation_from_rows(engine, options, base, tmp_
     job = {**JOB, "config": {**JOB["config"], **options}, "model": base, "output_dir": output}
     result = train(job, cpu_engine(engine, tmp_path) if engine == "zero3" else engine)
     assert result["ranks"] == (1 if engine is None else 2)
-    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "recipes" / "quickstart" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     rows, held_out = make_rows(ROWS, JOB["nll_only_every"]), make_rows(HELD_OUT, 3, seed=1)
     sources = [SOURCES[row % 2] for row in range(HELD_OUT)]
     logs = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

@@ -7,12 +7,11 @@ import runpy
 import pytest
 import torch
 from support.processes import ENGINES, cpu_engine, launch
-from support.small import REPOSITORY, make_rows
+from support.small import REPOSITORY, TOKENIZER, make_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SCRIPT = REPOSITORY / "scripts" / "run_orpo.py"
-TINY_MODEL = REPOSITORY / "recipes" / "quickstart" / "model"
-LOCAL = ["--model_name_or_path", str(TINY_MODEL), "--from_scratch", "true", "--bf16", "false", "--optim", "adamw_torch"]
+LOCAL = ["--model_name_or_path", str(TOKENIZER), "--from_scratch", "true", "--bf16", "false", "--optim", "adamw_torch"]
 
 
 def run_and_fail(arguments: list[str], capsys) -> str:

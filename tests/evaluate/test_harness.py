@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from click.testing import CliRunner
-from support.small import REPOSITORY, WORDS, tiny_model
+from support.small import TOKENIZER, WORDS, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orpo_trl.cli import main
@@ -86,7 +86,7 @@ def leaderboard(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "recipes" / "quickstart" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     tokenizer.save_pretrained(folder)
     tiny_model(len(tokenizer), max_position_embeddings=4096).save_pretrained(folder)
     return folder

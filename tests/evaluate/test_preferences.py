@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from support.recipes import parse_recipe
-from support.small import REPOSITORY, make_rows, tiny_model
+from support.small import TOKENIZER, make_rows, save_model, tiny_model
 from transformers import AutoTokenizer
 
 from orpo_trl import ORPOTrainer, run_folder
@@ -23,14 +23,6 @@ from orpo_trl.pairs.load import load_pairs
 from orpo_trl.recipe.parse import load_recipe
 from orpo_trl.recipe.show import expanded
 from orpo_trl.scoring.run_logps import run_logps
-
-TOKENIZER = REPOSITORY / "recipes" / "quickstart" / "model"
-
-
-def save_model(folder: Path, seed: int = 0, **kwargs) -> Path:
-    tiny_model(seed=seed, **kwargs).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder)
-    return folder
 
 
 def save_rows(path: Path, rows: list[dict]) -> Path:

@@ -1,6 +1,6 @@
 """Preparation of real, dirty rows with the real tokenizer."""
 
-from support.small import REPOSITORY
+from support.small import REPOSITORY, TOKENIZER
 from transformers import AutoTokenizer
 
 from orpo_trl.config import DataArguments
@@ -60,7 +60,7 @@ def test_prompt_and_response_together_are_the_tokens_of_the_whole_text(data, mis
 
 
 def test_instruction_rows(data):
-    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "recipes" / "quickstart" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     path = data / "polite" / "instruction-data-with-preference.json"
     dataset, _ = load_pairs(DataArguments(dataset_name=str(path)), False)
     pairs, report = prepare_pairs(dataset, tokenizer, PairRules())

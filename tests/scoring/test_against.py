@@ -2,7 +2,6 @@
 
 import gc
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from support.small import REPOSITORY, make_rows, tiny_model
+from support.small import TOKENIZER, make_rows, save_model, tiny_model
 from transformers import AutoTokenizer, PreTrainedModel
 
 from orpo_trl.cli import main
@@ -21,15 +20,6 @@ from orpo_trl.scoring import run_logps
 from orpo_trl.scoring.against import OF_THE_MODEL, RECORD_AGAINST, with_base
 from orpo_trl.scoring.logps import RECORD
 from orpo_trl.scoring.summary import COMPARED, SUMMARY, comparison
-
-TOKENIZER = REPOSITORY / "recipes" / "quickstart" / "model"
-
-
-def save_model(folder: Path, seed: int = 0, **kwargs) -> Path:
-    tiny_model(seed=seed, **kwargs).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(TOKENIZER / name, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

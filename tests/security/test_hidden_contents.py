@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.hostile import DATA, QUICKSTART_MODEL, SCRIPT
+from support.hostile import DATA, SCRIPT
 from support.processes import TRAIN_ENVIRONMENT
-from support.small import settings
+from support.small import TOKENIZER, settings
 
 from orpo_trl.hidden import hide, hide_all, hide_contents
 
@@ -76,7 +76,7 @@ def test_no_file_tracker_or_message_of_a_run_holds_the_contents(tmp_path):
     """One run with a marker in paths, token and names, and one that fails; every byte is searched."""
     data, model, out = (tmp_path / f"marker-{name}" for name in ("data", "model", "out"))
     shutil.copytree(DATA, data)
-    shutil.copytree(QUICKSTART_MODEL, model)
+    shutil.copytree(TOKENIZER, model)
     template = tmp_path / "marker-template.jinja"
     template.write_text((model / "chat_template.jinja").read_text())
     (tmp_path / "recipe.yaml").write_text(RECIPE)

@@ -22,7 +22,7 @@ from orpo_trl.guard import NonFiniteError
 from orpo_trl.launch import start_deepspeed_on_cpu
 from support.processes import end_rank
 from support.run_job import allow_fsdp_on_cpu
-from support.small import REPOSITORY, make_rows, settings
+from support.small import TOKENIZER, make_rows, settings
 
 
 def main(job: dict) -> None:
@@ -37,7 +37,7 @@ def main(job: dict) -> None:
     rows = make_rows(job["rows"])
     for row in job["zebras"]:
         rows[row]["chosen"] = " zebra"
-    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "recipes" / "quickstart" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     trainer = ORPOTrainer(job["model"], args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     error = None
     try:

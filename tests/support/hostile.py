@@ -15,9 +15,8 @@ from typing import Any
 from click.testing import CliRunner
 
 from orpo_trl.cli import main
-from support.small import REPOSITORY
+from support.small import REPOSITORY, TOKENIZER
 
-QUICKSTART_MODEL = REPOSITORY / "recipes" / "quickstart" / "model"
 DATA = REPOSITORY / "recipes" / "quickstart" / "data"
 SCRIPT = REPOSITORY / "scripts" / "run_orpo.py"
 # Seconds after which a command counts as hanging.
@@ -87,7 +86,7 @@ def run_orpo(*words: Any) -> Answer:
 
 def copy_of_model(folder: Path) -> Path:
     """The quickstart's config and tokenizer, without weights."""
-    shutil.copytree(QUICKSTART_MODEL, folder)
+    shutil.copytree(TOKENIZER, folder)
     return folder
 
 

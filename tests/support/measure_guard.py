@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, Trainer, TrainerCallback
 
 from orpo_trl import ORPOTrainer
-from support.small import REPOSITORY, make_rows, settings, tiny_model
+from support.small import TOKENIZER, make_rows, settings, tiny_model
 
 
 class SwitchedTrainer(ORPOTrainer):
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=128, help="hidden size of the model, of 4 layers")
     options = parser.parse_args()
     blocks = 2 * (options.pairs + 1)  # the first pair warms up
-    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "recipes" / "quickstart" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     model = tiny_model(hidden_size=options.hidden, intermediate_size=2 * options.hidden, num_hidden_layers=4)
     with tempfile.TemporaryDirectory() as folder:
         args = settings(

@@ -18,7 +18,7 @@ from orpo_trl import ORPOConfig, ORPOTrainer
 from orpo_trl.config import ModelArguments
 from orpo_trl.model import build_from_scratch, load_tokenizer
 from support.processes import end_rank
-from support.small import REPOSITORY
+from support.small import TOKENIZER
 
 STEPS = 3  # DeepSpeed knows the order of the weights, and keeps some, from the third step on
 
@@ -29,9 +29,7 @@ def main(job: dict) -> None:
         max_length=None, per_device_train_batch_size=job["pairs"], **job["config"],
     )  # fmt: skip
     set_seed(0)
-    model_args = ModelArguments(
-        job["folder"], tokenizer_name_or_path=str(REPOSITORY / "recipes" / "quickstart" / "model"), from_scratch=True
-    )
+    model_args = ModelArguments(job["folder"], tokenizer_name_or_path=str(TOKENIZER), from_scratch=True)
     tokenizer = load_tokenizer(model_args)
     response = [5 + index % 600 for index in range(job["response"])]
     row = {"prompt_ids": [4] * job["prompt"], "chosen_ids": response, "rejected_ids": response[::-1]}

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from orpo_trl import ORPOTrainer
 from orpo_trl.pairs.load import ROW_COLUMN, SOURCE_COLUMN
 from support.processes import end_rank
-from support.small import REPOSITORY, make_rows, settings
+from support.small import TOKENIZER, make_rows, settings
 
 
 def allow_fsdp_on_cpu() -> None:
@@ -49,7 +49,7 @@ def main(job: dict) -> None:
         job["config"]["accelerator_config"] = {"use_configured_state": True}
     output = Path(job["output_dir"])
     args = settings(output, **job["config"])
-    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "recipes" / "quickstart" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     dataset = Dataset.from_list(make_rows(job["rows"], job.get("nll_only_every")))
     held_out = Dataset.from_list(make_rows(job.get("eval_rows", 5), 3, seed=1))
     if job.get("sources"):  # of the held-out rows, in turn

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from orpo_trl import ORPOConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
+TOKENIZER = REPOSITORY / "recipes" / "quickstart" / "model"
 WORDS = "time year people way day man thing woman life child world school state family student group".split()
 
 
@@ -26,6 +27,13 @@ def tiny_model(vocabulary: int = 768, seed: int = 0, **kwargs) -> MistralForCaus
         "pad_token_id": None,
     }
     return MistralForCausalLM(MistralConfig(**{**settings, **kwargs}))
+
+
+def save_model(folder: Path, seed: int = 0, **kwargs) -> Path:
+    """Saves a tiny model and the quickstart's tokenizer in a folder, and returns the folder."""
+    tiny_model(seed=seed, **kwargs).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder)
+    return folder
 
 
 def make_rows(count: int, nll_only_every: int | None = None, seed: int = 0) -> list[dict]:
