@@ -44,8 +44,9 @@ def leave_out_all() -> None:
 
 def leave_out_torch() -> None:
     """Leave torch out as well: for a command that reads the keys of recipes, and no recipe."""
-    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # transformers says that it has not found torch
     _leave_out([*_HINTS, "torch"])
+    if "torch" in left_out:
+        os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # else transformers says that it has not found torch
 
 
 def leave_out_unused(arguments: list[str]) -> None:
