@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from orpo_trl import exit_codes, processes
@@ -69,7 +69,10 @@ def listen(given: Sequence[str] = ()) -> None:
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Tells the launcher how this process ends: `orpo-trl train` returns it, where accelerate knows only 1."""
+    """Tells the launcher how this process ends: `orpo-trl train` returns it, where accelerate knows only 1.
+
+    The last thing of a program: a rank ends with the status that is told here.
+    """
     status = exit_codes.FAILED
     try:
         yield
@@ -175,9 +178,15 @@ def _leave_at_once() -> None:
     """
     status = _this.reporter.report.status if _this.reporter is not None else None
     if status is not None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        _exit(status)
+
+
+def _exit(status: int) -> NoReturn:
+    """End this process without Python's own end."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # closed, or nobody reads it
+            stream.flush()
+    os._exit(status)
 
 
 def _end(status: int, text: str) -> NoReturn:
@@ -186,5 +195,4 @@ def _end(status: int, text: str) -> NoReturn:
         say(f"{text}{_how_to_go_on() if status == exit_codes.TRY_AGAIN else ''}")
     if _this.reporter is not None:
         _this.reporter.end(status)
-    sys.stdout.flush()
-    os._exit(status)
+    _exit(status)

@@ -27,6 +27,9 @@ COMMAND = "ORPO_TRL_COMMAND"
 # Processes of all machines together.
 NUM_PROCESSES = "ORPO_TRL_NUM_PROCESSES"
 
+# Variables of `accelerate launch`. A user may set the second one alone.
+_OF_ACCELERATE = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_DEEPSPEED")
+
 # Of prctl(2): the signal that this process gets when the thread that has started it ends.
 _PR_SET_PDEATHSIG = 1
 
@@ -36,7 +39,7 @@ _PR_SET_PDEATHSIG = 1
 
 def is_launched() -> bool:
     """Whether a launcher has started this process, not a shell or a notebook: torchrun, accelerate, DeepSpeed's own."""
-    return any(name in os.environ for name in (REPORTS, "LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"))
+    return any(name in os.environ for name in (REPORTS, "LOCAL_RANK", *_OF_ACCELERATE))
 
 
 def end_with_launcher() -> None:

@@ -23,14 +23,11 @@ _HINTS = {
     "peft": ("peft", "lora", "adapter", "load_in_", "quant", "trust_remote_code"),
     "bitsandbytes": (
         "peft", "lora", "adapter", "load_in_", "quant", "trust_remote_code", "bnb", "bit", "paged", "ademamix",
+        "galore", "apollo",
     ),
     "wandb": ("wandb", "trust_remote_code"),
     "trackio": ("trackio", "trust_remote_code"),
     "deepspeed": ("deepspeed", "trust_remote_code"),
-    # transformers loads it for its losses of images, half a CPU second; optimisers of other packages may use it.
-    "scipy": (
-        "peft", "lora", "adapter", "load_in_", "quant", "trust_remote_code", "bnb", "bit", "paged", "optim",
-    ),
 }  # fmt: skip
 _TRACKERS = {"wandb", "trackio"}
 # What this process has left out.

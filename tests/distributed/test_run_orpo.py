@@ -67,8 +67,7 @@ def test_strategy_of_the_recipe_shards_without_an_accelerate_config(rows, tmp_pa
     """`deepspeed` in the recipe, started by a launcher that sets no strategy."""
     overrides = [*LOCAL, "--dataset_name", str(rows), "--max_steps", "1", "--output_dir", str(tmp_path / "out")]
     overrides += ["--deepspeed", strategy]
-    done = launch(SCRIPT, "recipes/mistral_beta.yaml", *overrides, "--log_level", "info", engine="ddp")
-    assert "DeepSpeed" in done.stdout + done.stderr
+    launch(SCRIPT, "recipes/mistral_beta.yaml", *overrides, engine="ddp")
     assert next((tmp_path / "out").glob("checkpoint-*/global_step1")).is_dir()
 
 

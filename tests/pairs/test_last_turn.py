@@ -1,16 +1,13 @@
 """The last turn of the user in prompts that chat templates have rendered."""
 
-from pathlib import Path
-
 import pytest
-import trl
+from support.templates import TEMPLATES
 
 from orpo_trl.pairs.last_turn import TurnMarks, special_texts
 from orpo_trl.pairs.rendering import render_turns
 from orpo_trl.pairs.row_errors import RowError
 from orpo_trl.pairs.tokenize import prompt_ids
 
-TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
 # Written for content as parts: of a text they write nothing at all.
 PARTS_ALONE = ("idefics3", "llava_next", "smolvlm")
 # Puts the system text into the turn of the user.

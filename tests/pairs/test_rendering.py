@@ -2,11 +2,10 @@
 
 import logging
 import time
-from pathlib import Path
 
 import pytest
-import trl
 from datasets import Dataset, IterableDataset
+from support.templates import TEMPLATES
 
 from orpo_trl.pairs import template_limits
 from orpo_trl.pairs.prepare import UnrenderedRowsError, prepare_pairs
@@ -207,7 +206,6 @@ def test_text_rows_for_a_chat_model_are_named_in_one_line(tokenizer, caplog):
 
 # ---- No false alarms -------------------------------------------------------------------------------------------------
 
-TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
 CALL = {"type": "function", "function": {"name": "count_cows", "arguments": {"field": 'north "A" & <b>', "least": 12}}}
 TOOL = {
     "type": "function",
@@ -252,12 +250,14 @@ REAL_LOSSES = {
     "lfm2_training": {"tool call lost"},
 }
 # Written for content as parts: of a text they write nothing at all.
+ALL_REFUSED = ("llava_next", "llava_next_training")
 PARTS_ALONE = ("idefics3", "idefics3_training", "smolvlm", "smolvlm_training")
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=[path.stem for path in TEMPLATES])
 def test_templates_of_trl_raise_no_false_alarm(tokenizer, path):
     tokenizer.chat_template = path.read_text()
+    rendered = set()
     for name, prompt, response, options, needs in CONVERSATIONS:
         if needs not in tokenizer.chat_template:
             continue
@@ -265,9 +265,11 @@ def test_templates_of_trl_raise_no_false_alarm(tokenizer, path):
             found = render(ChatPair(prompt, response, None, options), tokenizer)
         except RowError:
             continue  # refused aloud, which is no loss
+        rendered.add(name)
         losses = {loss for loss in found.losses if loss.kind != EARLIER_THOUGHTS}
         if path.stem in PARTS_ALONE:
             assert {"answer shortened", "user text lost"} <= {loss.kind for loss in losses}
         else:
             losses = {loss for loss in losses if loss.kind not in REAL_LOSSES.get(path.stem, ())}
             assert losses == set(), (path.stem, name, losses)
+    assert ("one turn" in rendered) == (path.stem not in ALL_REFUSED)

@@ -1,11 +1,9 @@
 """Dialogues in strings: rendered before, repeated beside their prompt, or beginning alike."""
 
-from pathlib import Path
-
 import pytest
-import trl
 from hypothesis import given
 from hypothesis import strategies as st
+from support.templates import TEMPLATES
 from trl import extract_prompt
 
 from orpo_trl.pairs.rows import ChatPair, RowError, TextPair, row_to_pair
@@ -105,7 +103,7 @@ FOR_IMAGES = ("idefics3", "llava_next", "smolvlm")
 
 def test_templates_of_trl_write_dialogues_that_are_found(tokenizer):
     turns = [turn_of("user", "What is it?"), turn_of("assistant", "The cat.")]
-    for path in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja"):
+    for path in TEMPLATES:
         if path.stem.removesuffix("_training") in FOR_IMAGES:
             continue
         tokenizer.chat_template = path.read_text()
