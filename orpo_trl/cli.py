@@ -107,7 +107,7 @@ def train(recipe: str, overrides: tuple[str, ...], dry_run: bool, **launch: Any)
     given = ["orpo-trl", *sys.argv[1:]]
     if not dry_run:
         interruptions.listen(given)  # first of all: the imports below take seconds
-    leave_out_unused([recipe, *overrides])
+    leave_out_unused([recipe, *overrides], launch["engine"])
     from orpo_trl.devices import count_gpus
     from orpo_trl.launch import Launch, find_own_programs, is_one_process, launch_command, machines, run_here
     from orpo_trl.recipe.parse import build_settings, load_recipe

@@ -46,9 +46,9 @@ def leave_out_torch() -> None:
         os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # else transformers says that it has not found torch
 
 
-def leave_out_unused(arguments: list[str]) -> None:
+def leave_out_unused(arguments: list[str], engine: str | None = None) -> None:
     """Leave out of this process what a run does not use; see `unused`."""
-    _leave_out(unused(arguments))
+    _leave_out(unused(arguments, engine))
 
 
 def _leave_out(names: list[str]) -> None:
@@ -65,11 +65,12 @@ def is_installed(name: str) -> bool:
     return name in left_out or importlib.util.find_spec(name) is not None
 
 
-def unused(arguments: list[str]) -> list[str]:
+def unused(arguments: list[str], engine: str | None = None) -> list[str]:
     """The packages that a run does not use.
 
     Args:
         arguments: a recipe and overrides, as of `load_recipe`. Where the recipe cannot be read, there are none.
+        engine: that this process starts the run with. A config file may name DeepSpeed as well.
     """
     try:
         recipe = read_recipe(find_recipe(arguments[0]))
@@ -79,7 +80,7 @@ def unused(arguments: list[str]) -> list[str]:
     names = [name for name, hints in _HINTS.items() if not any(hint in words for hint in hints)]
     if "report_to" in words and re.search(r"\ball\b", words):  # all trackers that are installed
         names = [name for name in names if name not in _TRACKERS]
-    if processes.is_launched():  # then the launcher's engine decides, and a recipe need not name it
+    if engine or processes.is_launched():  # then the engine decides, and a recipe need not name it
         names = [name for name in names if name != "deepspeed"]
     return [name for name in names if name != "peft" or not _may_be_adapter(recipe, arguments)]
 

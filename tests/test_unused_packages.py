@@ -111,6 +111,8 @@ def test_package_is_loaded_where_anything_hints_at_its_use(overrides, used):
 def test_engine_of_a_launcher_needs_no_hint(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert set(unused(["quickstart"])) == EVERY - {"deepspeed"}
+    monkeypatch.delenv("LOCAL_RANK")
+    assert set(unused(["quickstart"], "zero3")) == EVERY - {"deepspeed"}
 
 
 def test_parents_and_folders_hint_too(tmp_path):
