@@ -24,6 +24,8 @@ STOPS = "the run stops at the end of this optimiser step, with a checkpoint."
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
 # A launcher passes Ctrl-C on to processes that have got it from the terminal already.
 _SAME_PRESS = 1.0  # seconds
+# How far the main process may be behind another rank.
+_MAIN_IS_BEHIND = 30.0  # seconds
 
 
 class _Process:
@@ -123,6 +125,20 @@ def leave(text: str) -> NoReturn:
         signal.signal(number, signal.SIG_IGN)
     say(f"{text}{_how_to_go_on()}")
     sys.exit(exit_codes.TRY_AGAIN)
+
+
+def let_main_tell() -> None:
+    """Wait for the main process to tell the problem that all ranks have. Returns where only this rank has it.
+
+    The launcher ends all ranks as soon as one has ended. So this rank must not end before the main process, which may
+    still import, has told the problem. When it has, the launcher ends this rank while it waits.
+    """
+    if processes.rank() == 0:
+        return
+    training(False)  # a signal now ends this process at once
+    if _this.asked is None:
+        # Where the main one is on another machine, the first rank of this machine tells it, and alone.
+        time.sleep(_MAIN_IS_BEHIND + processes.local_rank())
 
 
 def say(text: str) -> None:

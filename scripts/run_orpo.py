@@ -48,7 +48,7 @@ from orpo_trl.output_folder import folder_problem
 from orpo_trl.pairs.load import load_pairs
 from orpo_trl.pairs.prepare import RowsError
 from orpo_trl.printable import printable
-from orpo_trl.processes import world_problem
+from orpo_trl.processes import another_has_failed, world_problem
 from orpo_trl.recipe.files import RecipeError
 from orpo_trl.recipe.parse import build_settings, load_recipe
 from orpo_trl.recipe.show import expanded
@@ -132,7 +132,7 @@ def main(arguments: list[str]) -> None:
             peft_config=get_peft_config(model_args),
         )
     except Exception as error:  # a damaged or hostile model makes the libraries raise anything
-        if training_args.log_level == "debug":
+        if training_args.log_level == "debug" or another_has_failed():  # then `reported` hides this error
             raise
         is_expected = isinstance(error, (ValueError, TypeError, OSError, ImportError))
         text = str(error) if is_expected else f"{type(error).__name__}: {error}"
@@ -238,10 +238,11 @@ def fail(problem: object, status: int = WRONG_INPUT, from_any: bool = False) -> 
     Args:
         problem: the message.
         status: of the exit.
-        from_any: any process may have the problem alone; else all have it, and the main one tells it.
+        from_any: any process may have the problem alone; else all should have it, and the main one tells it.
     """
-    if from_any or os.environ.get("RANK", "0") == "0":
-        print(printable(hide(f"run_orpo.py: {problem}")), file=sys.stderr)
+    if not from_any:
+        interruptions.let_main_tell()
+    print(printable(hide(f"run_orpo.py: {problem}")), file=sys.stderr)
     sys.exit(status)
 
 

@@ -207,6 +207,39 @@ def test_rank_ends_so_where_its_output_goes_nowhere(closed):
     assert subprocess.run(command, env={**TRAIN_ENVIRONMENT, "LOCAL_RANK": "0"}).returncode == 75
 
 
+# A rank that has found a problem, with the main process so many seconds behind it.
+HAS_A_PROBLEM = """
+import sys
+from orpo_trl import interruptions
+interruptions.listen()
+interruptions.training(True)
+interruptions._MAIN_IS_BEHIND = float(sys.argv[1])
+with interruptions.reported():
+    print("ready", flush=True)
+    interruptions.let_main_tell()
+    sys.exit("the problem")
+"""
+
+
+def has_a_problem(rank, seconds):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HAS_A_PROBLEM, str(seconds)], env={**TRAIN_ENVIRONMENT, "RANK": rank}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_other_rank_tells_its_problem_only_where_the_main_one_has_none():
+    main, *others = (has_a_problem(rank, seconds) for rank, seconds in [("0", 60), ("1", 60), ("2", 0)])
+    assert main.communicate(timeout=5)[1] == "the problem\n"
+    assert others[1].communicate(timeout=5)[1] == "the problem\n"
+    assert others[0].poll() is None
+    others[0].send_signal(signal.SIGTERM)  # as a launcher does
+    assert others[0].communicate(timeout=5)[1] == ""
+    assert others[0].returncode == 75
+
+
 @pytest.mark.parametrize("way", ["ORPO_TRL_REPORTS", "LOCAL_RANK"])
 def test_process_ends_when_its_launcher_is_killed(way, tmp_path):
     """Under `orpo-trl train` at once; under a bare launcher by SIGTERM, which outside of training ends it as well."""

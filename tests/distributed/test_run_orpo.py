@@ -2,11 +2,14 @@
 
 import json
 import logging
+import os
 import runpy
+import subprocess
 
 import pytest
 import torch
-from support.processes import ENGINES, cpu_engine, launch
+from support.processes import ENGINES, ORPO_TRL, TRAIN_ENVIRONMENT, cpu_engine, launch
+from support.runs import QUIET, ZERO3
 from support.small import REPOSITORY, TOKENIZER, make_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -167,8 +170,33 @@ def test_row_of_a_stream_ends_with_a_message_and_no_traceback(rows, tmp_path, ca
     assert "Caught" not in message
 
 
+def in_rank(rank, code, folder):
+    """The environment in which one rank runs `code` before anything else."""
+    (folder / "sitecustomize.py").write_text(f"import os\nif os.environ.get('RANK') == {rank!r}:\n    {code}\n")
+    return {"PYTHONPATH": os.pathsep.join([str(folder), TRAIN_ENVIRONMENT["PYTHONPATH"]])}
+
+
 @pytest.mark.slow
-def test_launched_run_reports_an_error_once(tmp_path):
-    done = launch(SCRIPT, "recipes/absent.yaml", engine=cpu_engine("zero3", tmp_path), check=False)
+@pytest.mark.parametrize("late", ["0", "1"])
+def test_launched_run_reports_an_error_once(late, tmp_path):
+    """The launcher ends the rank that is late as soon as the other one has ended."""
+    done = launch(
+        SCRIPT, "recipes/absent.yaml", engine=cpu_engine("zero3", tmp_path), check=False,
+        environment=in_rank(late, "import time; time.sleep(5)", tmp_path),
+    )  # fmt: skip
     assert done.returncode != 0
     assert done.stderr.count("run_orpo.py: recipes/absent.yaml: there is no such recipe") == 1
+
+
+@pytest.mark.slow
+def test_problem_that_one_rank_alone_has_is_told(tmp_path):
+    """As of a file that only one of two machines has."""
+    done = subprocess.run(
+        [ORPO_TRL, "train", "quickstart", *QUIET, *ZERO3, "--output_dir", str(tmp_path / "out")],
+        env=TRAIN_ENVIRONMENT | in_rank("1", "import sys; sys.argv += ['--dataset_name', './absent.jsonl']", tmp_path),
+        cwd=REPOSITORY, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("run_orpo.py: ") == 1
+    assert "run_orpo.py: The dataset './absent.jsonl' does not exist" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -30,12 +30,14 @@ def cpu_engine(name: str, folder: Path) -> Path:
 
 
 def launch(
-    script: Path | str, *arguments: str, engine: Path | str | None = None, check: bool = True, processes: int = 2
-):
+    script: Path | str, *arguments: str, engine: Path | str | None = None, check: bool = True, processes: int = 2,
+    environment: dict | None = None,
+):  # fmt: skip
     """Runs a script in one process, under `accelerate launch` with a config, or, for "ddp", under torchrun.
 
     Args:
         processes: under torchrun.
+        environment: variables of all processes.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -48,7 +50,7 @@ def launch(
     done = subprocess.run(
         [*command, str(script), *arguments],
         cwd=REPOSITORY,
-        env=TRAIN_ENVIRONMENT,
+        env={**TRAIN_ENVIRONMENT, **(environment or {})},
         capture_output=True,
         text=True,
         timeout=900,
