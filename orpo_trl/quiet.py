@@ -19,6 +19,8 @@ _LOG_MESSAGES = {
     "bitsandbytes.backends.cpu.ops": r"Failed to load CPU gemm_4bit_forward",
     # The user has chosen the CPU.
     "DeepSpeed": r"Setting accelerator to CPU",
+    # Of a run that goes on. Its changes are checked and told by resume.py.
+    "transformers.trainer_utils": r"Warning: The following arguments do not match the ones in the `trainer_state",
 }
 
 

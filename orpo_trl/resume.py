@@ -2,11 +2,11 @@
 
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # These belong to one start, not to the run.
 OF_ONE_START = ("resume_from_checkpoint", "resume_anyway", "overwrite_output_dir")
+# In run.json: the checkpoint of another run that the run began at.
+BEGAN_AT = "began_at"
 
 
 class ResumeError(ValueError):
@@ -39,6 +41,7 @@ class Start:
         inputs: `digests_of` the files that the settings name.
         is_anyway: whether `resume_anyway` allows what would be refused.
         finished: a sentence, where there is nothing to do.
+        in_the_way: a sentence about another run in the folder, which `make_room` sets aside before training.
         notes: what to tell the user.
     """
 
@@ -49,6 +52,7 @@ class Start:
     inputs: Mapping[str, str] = field(default_factory=dict)
     is_anyway: bool = False
     finished: str = ""
+    in_the_way: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -92,8 +96,6 @@ class Asked:
 def claim(asked: Asked) -> tuple[Start, RunLock]:
     """Lock the output folder for this process and say what the start does. Only the main process calls this.
 
-    A run that is in the way is set aside: the folder gets the date as part of its name, and a new one takes its place.
-
     Raises:
         ResumeError: where the start does not fit what is in the folder.
         LockedError: where another process trains in it.
@@ -102,17 +104,38 @@ def claim(asked: Asked) -> tuple[Start, RunLock]:
     asked.folder.mkdir(parents=True, exist_ok=True)
     lock = RunLock(asked.folder)
     try:
-        start, in_the_way = decide(asked)
-        if not in_the_way:
-            return start, lock
-        real = asked.folder.resolve()  # the output folder may be a link
-        note = f"{in_the_way} It is now in {_set_aside(real)}."
-        lock.release()
-        real.mkdir()
-        return Start(inputs=start.inputs, notes=(*start.notes, note)), RunLock(asked.folder)
+        start = decide(asked)
+        if start.in_the_way and Path.cwd().is_relative_to(asked.folder.resolve()):
+            raise ResumeError(f"`output_dir`: {asked.folder} holds the current folder, so its run cannot be set aside")
+        return start, lock
     except BaseException:
         lock.release()
         raise
+
+
+def make_room(folder: Path, start: Start, lock: RunLock) -> tuple[Start, RunLock]:
+    """Set aside the run that is in the way of a start. Only the main process calls this.
+
+    Called when all else is ready to train: after a wrong dataset or model, the run is still where it was. The folder
+    gets the date as part of its name, and a new one takes its place.
+
+    Args:
+        folder: output folder.
+        start, lock: of `claim`.
+
+    Raises:
+        ResumeError: where the folder cannot be set aside.
+        LockedError, OSError: as `claim`.
+    """
+    if not start.in_the_way:
+        return start, lock
+    try:
+        real = folder.resolve()  # the output folder may be a link
+        note = f"{start.in_the_way} It is now in {_set_aside(real)}."
+        real.mkdir()
+        return replace(start, in_the_way="", notes=(note,)), RunLock(folder)
+    finally:
+        lock.release()
 
 
 def claim_on_all(asked: Asked) -> tuple[Start, RunLock | None]:
@@ -124,11 +147,20 @@ def claim_on_all(asked: Asked) -> tuple[Start, RunLock | None]:
     Raises:
         ResumeError: also in place of the other errors of `claim`.
     """
+    return _on_all(lambda: claim(asked))
+
+
+def make_room_on_all(folder: Path, start: Start, lock: RunLock | None) -> tuple[Start, RunLock | None]:
+    """`make_room`, on the main process; returns and raises as `claim_on_all`."""
+    return _on_all(lambda: make_room(folder, start, cast(RunLock, lock)))
+
+
+def _on_all(on_main: Callable[[], tuple[Start, RunLock]]) -> tuple[Start, RunLock | None]:
     state, lock = PartialState(), None
     answer: list[Start | str] = [""]
     if state.is_main_process:
         try:
-            answer[0], lock = claim(asked)
+            answer[0], lock = on_main()
         except Exception as error:  # of whatever kind: the other processes wait for the answer
             answer[0] = (
                 str(error) if isinstance(error, ValueError) else f"`output_dir`: {type(error).__name__}: {error}"
@@ -140,7 +172,7 @@ def claim_on_all(asked: Asked) -> tuple[Start, RunLock | None]:
     if state.is_main_process:
         for note in start.notes:
             logger.info(note)
-    return start, lock
+    return replace(start, notes=()), lock
 
 
 def by_hand(asked: Asked) -> Start:
@@ -160,64 +192,64 @@ def by_hand(asked: Asked) -> Start:
     return Start(record["id"], record, chosen, changes, is_anyway=True)
 
 
-def decide(asked: Asked) -> tuple[Start, str]:
-    """What the start does, and a sentence about a run that must be set aside first; that is empty where there is none.
+def decide(asked: Asked) -> Start:
+    """What the start does.
 
     Raises:
         ResumeError, ValueError: as `claim`.
     """
     folder, inputs = asked.folder, digests_of(asked.inputs)
-    new = Start(inputs=inputs)
     found = checkpoints.checkpoints_of(folder)
     record = run_folder.read_record(folder)
     is_done = "saved" in record or ("finished" in record and "id" not in record)  # before runs had an id
     if not record or ("id" not in record and not is_done):
-        return _without_run(asked, new, found)
+        return _without_run(asked, inputs, found)
     changes = _changes(asked, record)
     touched = tuple(touched_files(record.get("inputs") or {}, inputs, _is_stream(asked)))
-    going_on = Start(record.get("id") or new.run_id, record, None, changes, inputs, asked.is_anyway)
-    if asked.checkpoint and not (asked.is_elsewhere and not is_done and asked.resume == "auto"):
-        if not asked.is_elsewhere:
-            return _go_on(asked, going_on, touched), ""
-        if is_done:
-            return _from_elsewhere(asked, new), _of_others(f"{folder} has a finished run", ())
-        raise ResumeError(
-            f"`resume_from_checkpoint`: {asked.checkpoint} is of another folder, and {folder} has a run that did not "
-            "finish. " + _ways_out("Set `--resume auto` to go on with that")
-        )
+    going_on = Start(record.get("id") or Start().run_id, record, None, changes, inputs, asked.is_anyway)
+    if asked.checkpoint and not asked.is_elsewhere:
+        return _go_on(asked, going_on, touched)
     differs = [change for change in changes if not change.is_silent or change.name in BATCH] + list(touched)
     if is_done:
         if asked.resume == "auto" and not differs:
-            return replace(going_on, finished=_finished(asked, record)), ""
-        return new, _of_others(f"{folder} has a finished run", differs)
+            return replace(going_on, finished=_finished(asked, record))
+        return _begin(asked, inputs, _of_others(f"{folder} has a finished run", differs))
     if asked.resume == "auto" and not any(change.is_refused for change in differs):
-        return _go_on(asked, going_on, touched), ""
+        return _go_on(asked, going_on, touched)
     if asked.is_overwritten or not found:
-        return new, _of_others(f"{folder} has a run that did not finish", differs)
+        return _begin(asked, inputs, _of_others(f"{folder} has a run that did not finish", differs))
     if asked.resume == "auto":
-        return _go_on(asked, going_on, touched), ""
+        return _go_on(asked, going_on, touched)
     raise ResumeError(
         f"{folder} has a run that did not finish (its latest checkpoint: {found[0].path.name}). "
         + _ways_out("Set `--resume auto` to go on with it")
     )
 
 
-def _without_run(asked: Asked, new: Start, found: list[Checkpoint]) -> tuple[Start, str]:
+def _without_run(asked: Asked, inputs: Mapping[str, str], found: list[Checkpoint]) -> Start:
     """The start in a folder without a run of ours; it may have checkpoints of another program."""
-    if asked.checkpoint:
-        return _from_elsewhere(asked, new), ""
-    if not found or asked.is_overwritten:
-        return new, f"{asked.folder} had checkpoints of another program." if found else ""
+    if not found or asked.checkpoint:
+        return _begin(asked, inputs)
+    if asked.is_overwritten:
+        return _begin(asked, inputs, f"{asked.folder} had checkpoints of another program.")
     raise ResumeError(
         f"{asked.folder} has checkpoints of another program, or of an earlier version. "
         + _ways_out("Set `--resume_from_checkpoint true` to go on from them")
     )
 
 
-def _from_elsewhere(asked: Asked, new: Start) -> Start:
-    """A run that begins at a checkpoint of no run of this folder, which the user has asked for."""
+def _begin(asked: Asked, inputs: Mapping[str, str], in_the_way: str = "") -> Start:
+    """The start of a run, at a checkpoint of no run of this folder where the user asks for one."""
+    start = Start(inputs=inputs, in_the_way=in_the_way)
+    if not asked.checkpoint:
+        return start
     path = _asked_checkpoint(asked)
-    return replace(new, checkpoint=path, notes=(f"This run begins at {path}, a checkpoint of another run.",))
+    if in_the_way and Path(path).resolve().is_relative_to(asked.folder.resolve()):
+        raise ResumeError(
+            f"`resume_from_checkpoint`: {path} is in {asked.folder}, which must be set aside. Move it out of there, or "
+            "set another `output_dir`."
+        )
+    return replace(start, checkpoint=path, notes=(f"This run begins at {path}, a checkpoint of another run.",))
 
 
 def _go_on(asked: Asked, start: Start, touched: tuple[Change, ...]) -> Start:
@@ -235,8 +267,8 @@ def _go_on(asked: Asked, start: Start, touched: tuple[Change, ...]) -> Start:
         chosen: str | None = _asked_checkpoint(asked, start.run_id)
     else:
         chosen = _latest(folder, start.run_id, notes)
-        if chosen is None and asked.is_elsewhere:
-            chosen = _asked_checkpoint(asked)  # the run began there
+        if chosen is None and (began_at := start.record.get(BEGAN_AT)):
+            chosen = _asked_checkpoint(replace(asked, checkpoint=began_at))
     where = chosen if chosen else "the beginning: there is no whole checkpoint"
     notes.append(f"Going on with the run in {folder} from {Path(where).name if chosen else where}.")
     step = 0 if chosen is None or asked.is_elsewhere else checkpoints.step_of(Path(chosen))
@@ -330,8 +362,6 @@ def _finished(asked: Asked, record: Mapping[str, Any]) -> str:
 
 
 def _set_aside(folder: Path) -> Path:
-    if Path.cwd().is_relative_to(folder):
-        raise ResumeError(f"`output_dir`: {folder} holds the current folder, so its run cannot be set aside")
     place = folder.with_name(f"{folder.name}_{datetime.now():%Y-%m-%d_%H-%M-%S}")
     try:
         folder.rename(place)
@@ -355,4 +385,8 @@ def _changes(asked: Asked, record: Mapping[str, Any]) -> tuple[Change, ...]:
             f"{asked.folder} has {run_folder.RUN} but no {run_folder.RECIPE}. " + _ways_out("Put it back in place")
         )
     processes = (record.get("processes") or 1, asked.processes)
-    return tuple(settings_changes(before, _settings(asked), processes, record.get("max_steps")))
+    changes = tuple(settings_changes(before, _settings(asked), processes, record.get("max_steps")))
+    began_at = record.get(BEGAN_AT)
+    if not asked.is_elsewhere or began_at == (named := str(Path(cast(str, asked.checkpoint)).resolve())):
+        return changes
+    return *changes, Change("resume_from_checkpoint", began_at, named, is_refused=True)

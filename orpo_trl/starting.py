@@ -6,16 +6,37 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from transformers import TrainerCallback
 
 from orpo_trl import checkpoints, resume
 from orpo_trl.callbacks.record import what_decides
 from orpo_trl.config import ORPOConfig
-from orpo_trl.resume import Asked, ResumeError, Start
+from orpo_trl.resume import BEGAN_AT, Asked, ResumeError, Start
 from orpo_trl.resume_rules import facts_changes, sharding_problem
 from orpo_trl.upstream import HookedSFTTrainer
 from orpo_trl.weights import refuse_unsafe_checkpoint
 
 logger = logging.getLogger(__name__)
+
+
+# Where one of these has changed, the best figure so far is of something else.
+_OF_BEST = {"metric_for_best_model", "greater_is_better", "eval_datasets", "dataset_test_split"}
+
+
+class SettingsOfThisStart(TrainerCallback):
+    """Gives the state of a checkpoint the settings of this start: the Trainer goes on with those of the checkpoint."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        start = self.trainer.start
+        if start.checkpoint is None:
+            return
+        state.compute_steps(args, state.max_steps)  # of logs, evaluations and checkpoints
+        is_of_another_run = Path(start.checkpoint).resolve().parent != self.trainer.run_folder.resolve()
+        if is_of_another_run or _OF_BEST & {change.name for change in start.changes}:
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
 
 class StartMixin(HookedSFTTrainer):
@@ -32,7 +53,7 @@ class StartMixin(HookedSFTTrainer):
     _next_start: Start | None = None
 
     def begin_with(self, start: Start) -> None:
-        """Let the next call of `train` begin or go on as the start says, which `resume.claim` has found."""
+        """Let the next call of `train` begin or go on as the start says, for which `resume.make_room` has made room."""
         self._next_start = start
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -52,7 +73,8 @@ class StartMixin(HookedSFTTrainer):
             if self.args.resume is None:
                 self._next_start = resume.by_hand(wanted)
             else:
-                self._next_start, lock = resume.claim_on_all(wanted)
+                start, lock = resume.claim_on_all(wanted)
+                self._next_start, lock = resume.make_room_on_all(self.run_folder, start, lock)
         given = None if is_trial or not resume_from_checkpoint else str(resume_from_checkpoint)
         self.start, self._next_start = self._next_start or Start(checkpoint=given), None
         try:
@@ -90,6 +112,7 @@ class StartMixin(HookedSFTTrainer):
         if not path.is_dir():
             return f"it is not to be seen on {socket.gethostname()}"
         facts = checkpoints.read(path).facts
-        if self.start.is_continued and facts.get("run", self.start.run_id) != self.start.run_id:
+        began_here = str(path.resolve()) == self.start.record.get(BEGAN_AT)
+        if self.start.is_continued and not began_here and facts.get("run", self.start.run_id) != self.start.run_id:
             return f"on {socket.gethostname()}, it is of another run"
         return sharding_problem(facts, self.sharding, self.accelerator.num_processes)

@@ -52,7 +52,7 @@ from orpo_trl.processes import another_has_failed, world_problem
 from orpo_trl.recipe.files import RecipeError
 from orpo_trl.recipe.parse import build_settings, load_recipe
 from orpo_trl.recipe.show import expanded
-from orpo_trl.resume import OF_ONE_START, Asked, ResumeError, claim_on_all
+from orpo_trl.resume import OF_ONE_START, Asked, ResumeError, claim_on_all, make_room_on_all
 from orpo_trl.resume_rules import named_files
 from orpo_trl.upstream import is_peft_available
 from orpo_trl.weights import UnsafeWeights
@@ -138,6 +138,12 @@ def main(arguments: list[str]) -> None:
         text = str(error) if is_expected else f"{type(error).__name__}: {error}"
         text = text.partition("\nException raised from")[0]  # then torch lists its C++ functions
         fail(f"{text}\n(--log_level debug shows where this came from)")
+    try:
+        start, lock = make_room_on_all(wanted.folder, start, lock)
+    except ResumeError as error:
+        fail(error)
+    if lock is not None:
+        atexit.register(lock.release)
     trainer.recipe = wanted.recipe
     trainer.begin_with(start)
     try:

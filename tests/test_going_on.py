@@ -32,13 +32,13 @@ class CrashAt(TrainerCallback):
             raise Crash
 
 
-def run(tokenizer, folder, crash_at=None, rows=40, peft_config=None, **kwargs) -> ORPOTrainer:
+def run(tokenizer, folder, crash_at=None, rows=40, peft_config=None, checkpoint=None, **kwargs) -> ORPOTrainer:
     trainer = ORPOTrainer(
         tiny_model(), settings(folder, **{**OPTIONS, **kwargs}), train_dataset=make_dataset(rows),
         eval_dataset=make_dataset(6, seed=1), processing_class=tokenizer, callbacks=[CrashAt(crash_at)],
         peft_config=peft_config,
     )  # fmt: skip
-    trainer.output = trainer.train()
+    trainer.output = trainer.train(checkpoint)
     return trainer
 
 
@@ -107,6 +107,30 @@ def test_a_changed_learning_rate_is_applied_as_if_it_had_been_from_the_beginning
     assert "from step 6: learning_rate: 0.01 -> 0.003" in text
 
 
+def test_changed_intervals_are_those_of_this_start(tokenizer, tmp_path):
+    crash(tokenizer, tmp_path, 4)
+    run(tokenizer, tmp_path, logging_steps=1, save_steps=2, eval_steps=4)
+    logs = read_lines(tmp_path / "metrics.jsonl")
+    assert [log["step"] for log in logs if "loss" in log] == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert [log["step"] for log in logs if "eval_loss" in log] == [3, 4, 8, 9]
+    assert {found.step for found in checkpoints_of(tmp_path)} == {3, 4, 6, 8, 9}
+
+
+def test_the_best_checkpoint_is_the_best_by_the_metric_of_this_start(tokenizer, tmp_path):
+    """The loss falls below 7. A mean log-probability, which rises, stays below 0."""
+    options = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+    crash(tokenizer, tmp_path / "out", 7, **options)
+    other = {"metric_for_best_model": "eval_logps/chosen", "greater_is_better": True}
+    trainer = run(tokenizer, tmp_path / "out", **options | other)
+    logs = {log["step"]: log["eval_logps/chosen"] for log in trainer.state.log_history if "eval_loss" in log}
+    assert trainer.state.best_metric == logs[9] == max(logs.values())
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "out" / "checkpoint-9")
+    # A run that begins at a checkpoint of another one has no best figure yet.
+    named = str(tmp_path / "out" / "checkpoint-6")
+    trainer = run(tokenizer, tmp_path / "next", checkpoint=named, learning_rate=10.0, **options)
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "next" / "checkpoint-9")
+
+
 def test_the_recipe_is_not_written_again_where_nothing_has_changed(tokenizer, tmp_path):
     crash(tokenizer, tmp_path, 4)
     (tmp_path / "recipe.yaml").write_text((tmp_path / "recipe.yaml").read_text() + "# my note\n")
@@ -136,6 +160,23 @@ def test_a_finished_run_is_not_trained_again(tokenizer, tmp_path):
     with pytest.raises(ResumeError, match=r"is finished: step 9.* Nothing to do"):
         run(tokenizer, tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_began_at_a_checkpoint_of_another_goes_on_and_is_finished_by_the_same_call(tokenizer, tmp_path):
+    run(tokenizer, tmp_path / "first").save_model()
+    named = str(tmp_path / "first" / "checkpoint-3")
+    for step in (4, 6):  # before the first checkpoint, and after it
+        crash(tokenizer, tmp_path / "second", step, checkpoint=named, save_steps=5)
+    assert min(log["step"] for log in read_lines(tmp_path / "second" / "metrics.jsonl")) == 4
+    trainer = run(tokenizer, tmp_path / "second", checkpoint=named, save_steps=5)
+    assert trainer.start.checkpoint == str(tmp_path / "second" / "checkpoint-5")
+    trainer.save_model()
+    with pytest.raises(ResumeError, match="is finished: step 9"):
+        run(tokenizer, tmp_path / "second", checkpoint=named, save_steps=5)
+    # In the folder of a finished run, too, a run begins where the call says.
+    trainer = run(tokenizer, tmp_path / "first", checkpoint=str(tmp_path / "second" / "checkpoint-5"))
+    assert [log["step"] for log in trainer.state.log_history if "learning_rate" in log][-1] == 9
+    assert min(log["step"] for log in read_lines(tmp_path / "first" / "metrics.jsonl")) == 6
 
 
 def test_a_folder_that_was_moved_keeps_its_best_checkpoint(tokenizer, tmp_path):

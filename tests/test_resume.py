@@ -1,6 +1,7 @@
 """What a start does with its output folder, and what may change when a run goes on: the rules of docs/resuming.md."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from support.small import REPOSITORY
 
 from orpo_trl import checkpoints, resume_rules, run_folder
 from orpo_trl.recipe.keys import recipe_keys
-from orpo_trl.resume import Asked, ResumeError, claim
+from orpo_trl.resume import Asked, ResumeError, claim, make_room
 from orpo_trl.resume_rules import settings_changes
 from orpo_trl.yaml_text import to_yaml
 
@@ -28,7 +29,7 @@ def write_run(folder: Path, settings=SETTINGS, steps=(4, 8), run="first", inputs
 
 
 def begin(folder: Path, settings=SETTINGS, resume="auto", **kwargs):
-    start, lock = claim(Asked(folder, to_yaml(settings), resume, **kwargs))
+    start, lock = make_room(folder, *claim(Asked(folder, to_yaml(settings), resume, **kwargs)))
     lock.release()
     return start
 
@@ -217,21 +218,61 @@ def test_checkpoints_of_another_program_are_not_taken_by_auto_but_by_hand(tmp_pa
 
 
 def test_a_checkpoint_of_another_folder_begins_a_run_by_its_path_alone(tmp_path):
+    named = str(write_run(tmp_path / "other") / "checkpoint-4")
+    start = begin(tmp_path / "out", checkpoint=named)
+    assert (start.checkpoint, start.is_continued) == (named, False)
+    folder = write_run(tmp_path / "mine", run="mine", began_at=named)
+    with pytest.raises(ResumeError, match="has a run that did not finish"):
+        begin(folder, checkpoint=named, resume=None)
+    # The same command goes on with the run that it has begun, and says when that is finished.
+    assert begin(folder, checkpoint=named).checkpoint == str(folder / "checkpoint-8")
+    assert begin(write_run(tmp_path / "done", began_at=named, saved="2026-01-01"), checkpoint=named).finished
+
+
+@pytest.mark.parametrize("began_at", [None, "checkpoint-4"])
+def test_a_run_that_began_elsewhere_than_it_is_asked_to_is_not_gone_on_with(tmp_path, began_at):
     other = write_run(tmp_path / "other")
-    start = begin(tmp_path / "out", checkpoint=str(other / "checkpoint-4"))
-    assert (start.checkpoint, start.is_continued) == (str(other / "checkpoint-4"), False)
-    folder = write_run(tmp_path / "mine", run="mine")
-    with pytest.raises(ResumeError, match="is of another folder"):
-        begin(folder, checkpoint=str(other / "checkpoint-4"), resume=None)
-    # The same command goes on with the run that it has begun.
-    assert begin(folder, checkpoint=str(other / "checkpoint-4")).checkpoint == str(folder / "checkpoint-8")
+    named, folder = str(other / "checkpoint-8"), tmp_path / "out"
+    write_run(folder, began_at=began_at and str(other / began_at))
+    with pytest.raises(ResumeError, match=r"resume_from_checkpoint: .* -> .*checkpoint-8\n"):
+        begin(folder, checkpoint=named)
+    start = begin(folder, checkpoint=named, is_anyway=True)
+    assert start.checkpoint == str(folder / "checkpoint-8")
+    # Without a way to go on, a run begins where the user says.
+    start = begin(folder, checkpoint=named, is_overwritten=True)
+    assert (start.checkpoint, start.is_continued) == (named, False)
+    start = begin(write_run(tmp_path / "done", saved="2026-01-01"), checkpoint=named)
+    assert (start.checkpoint, start.finished) == (named, "")
+    assert len(others(folder)) == 4  # the two that were set aside, too
+
+
+def test_a_checkpoint_in_a_folder_that_must_be_set_aside_is_not_lost_with_it(tmp_path):
+    folder = write_run(tmp_path / "out", saved="2026-01-01")
+    kept = folder / "kept" / "checkpoint-4"
+    kept.parent.mkdir()
+    (folder / "checkpoint-4").rename(kept)
+    with pytest.raises(ResumeError, match="Move it out of there"):
+        begin(folder, checkpoint=str(kept))
+    assert kept.is_dir()
 
 
 def test_a_run_that_began_elsewhere_and_has_no_checkpoint_yet_begins_there_again(tmp_path):
-    other = write_run(tmp_path / "other")
-    folder = write_run(tmp_path / "mine", run="mine", steps=())
-    start = begin(folder, checkpoint=str(other / "checkpoint-4"))
-    assert (start.run_id, start.checkpoint) == ("mine", str(other / "checkpoint-4"))
+    named = str(write_run(tmp_path / "other") / "checkpoint-4")
+    folder = write_run(tmp_path / "mine", run="mine", steps=(), began_at=named)
+    for checkpoint in (named, None):
+        start = begin(folder, checkpoint=checkpoint)
+        assert (start.run_id, start.checkpoint) == ("mine", named)
+
+
+def test_nothing_is_set_aside_before_there_is_something_to_train(tmp_path):
+    folder = write_run(tmp_path / "out", saved="2026-01-01")
+    start, lock = claim(Asked(folder, to_yaml({**SETTINGS, "beta": 0.1}), "auto"))
+    assert "has a finished run" in start.in_the_way
+    assert others(folder) == []
+    begun, held = make_room(folder, start, lock)
+    assert (begun.in_the_way, len(others(folder))) == ("", 1)
+    assert json.loads((folder / "_lock").read_text())["pid"] == os.getpid()
+    held.release()
 
 
 @pytest.mark.parametrize("how", [{}, {"checkpoint": True}], ids=["auto", "by hand"])

@@ -19,7 +19,7 @@ from orpo_trl import run_folder
 from orpo_trl.callbacks.trackers import current_run_id
 from orpo_trl.config import ORPOConfig
 from orpo_trl.hidden import hide
-from orpo_trl.resume import OF_ONE_START
+from orpo_trl.resume import BEGAN_AT, OF_ONE_START
 from orpo_trl.upstream import full_shape, is_remote_code
 from orpo_trl.versions import installed_versions
 from orpo_trl.yaml_text import to_yaml, to_yaml_line
@@ -82,7 +82,10 @@ class RunRecord(TrainerCallback):
         recipe = trainer.recipe
         if start.is_continued:
             history, recipe = self._history(state.global_step)
-            self._record |= {"started": start.record.get("started"), "history": history}
+            kept = {name: start.record[name] for name in ("started", BEGAN_AT) if name in start.record}
+            self._record |= {**kept, "history": history}
+        elif start.checkpoint:
+            self._record[BEGAN_AT] = str(Path(start.checkpoint).resolve())
         run_folder.write_origin(self._folder, recipe, preparation, self._record)
 
     def _history(self, step: int) -> tuple[list[dict[str, Any]], str | None]:

@@ -10,6 +10,7 @@ from orpo_trl.callbacks.samples import SampleCompletions
 from orpo_trl.callbacks.terminal import TerminalProgress
 from orpo_trl.callbacks.trackers import TensorBoardRun, WandbRun
 from orpo_trl.guard import CheckModel
+from orpo_trl.starting import SettingsOfThisStart
 
 
 def standard_callbacks(trainer) -> list[TrainerCallback]:
@@ -24,7 +25,7 @@ def standard_callbacks(trainer) -> list[TrainerCallback]:
         ours[type(callback)]() if type(callback) in ours else callback
         for callback in trainer.callback_handler.callbacks
     ]
-    found.insert(0, CheckModel(trainer))
+    found[:0] = [SettingsOfThisStart(trainer), CheckModel(trainer)]
     found.append(RunRecord(trainer))  # after the trackers, whose runs it records
     if trainer.args.generate_during_eval:
         found.append(SampleCompletions(trainer))

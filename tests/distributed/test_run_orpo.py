@@ -13,6 +13,8 @@ from support.runs import QUIET, ZERO3
 from support.small import REPOSITORY, TOKENIZER, make_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from orpo_trl import run_folder
+
 SCRIPT = REPOSITORY / "scripts" / "run_orpo.py"
 LOCAL = ["--model_name_or_path", str(TOKENIZER), "--from_scratch", "true", "--bf16", "false", "--optim", "adamw_torch"]
 
@@ -132,6 +134,17 @@ def test_lora_recipe_trains_and_saves_an_adapter(rows, tmp_path):
 )
 def test_wrong_input_ends_with_a_message_and_no_traceback(arguments, message, tmp_path, capsys):
     assert message in run_and_fail([*arguments, "--output_dir", str(tmp_path)], capsys)
+
+
+@pytest.mark.parametrize("wrong", [["--dataset_name", "./absent.jsonl"], ["--model_name_or_path", "./absent"]])
+def test_wrong_input_leaves_a_finished_run_where_it_is(wrong, tmp_path, capsys):
+    folder = tmp_path / "out"
+    run_folder.write_origin(folder, "beta: 0.3\n", {}, {"id": "first", "saved": "2026-01-01", "inputs": {}})
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    message = run_and_fail(["recipes/quickstart.yaml", *wrong, "--output_dir", str(folder)], capsys)
+    assert "absent" in message
+    assert list(tmp_path.iterdir()) == [folder]
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_malformed_row_ends_with_a_message_and_no_traceback(rows, tmp_path, capsys):
