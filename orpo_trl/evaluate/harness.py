@@ -72,7 +72,10 @@ def run_tasks(
         ValueError: where the model cannot be loaded, or does not hold what is to be generated.
     """
     import lm_eval
+    from lm_eval import evaluator
 
+    # It asks git for the revision of the current folder, and git writes "fatal" where that is no repository.
+    evaluator.get_git_commit_hash = lambda: None
     simple_evaluate: Any = lm_eval.simple_evaluate  # decorators hide its parameters from pyright
     model = _language_model(
         target.need_model(options.benchmark), options.dtype, options.device, options.batch_size,

@@ -253,6 +253,13 @@ def test_an_adapter_is_measured_with_its_weights(model, leaderboard, tmp_path):
     assert abs(adapter - plain) > 1e-3
 
 
+def test_outside_of_a_git_repository_nothing_is_fatal(model, leaderboard, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    result = evaluate(model, "truthfulqa_mc2", "--data", leaderboard, "--output", tmp_path, "--limit", 2)
+    assert result.exit_code == 0, result.output
+    assert "fatal" not in capfd.readouterr().err  # of git, which would write it
+
+
 def test_a_model_of_pickles_is_refused(model, leaderboard, tmp_path):
     folder = tmp_path / "pickled"
     folder.mkdir()
