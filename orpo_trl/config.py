@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 from orpo_trl.durations import read_duration
 from orpo_trl.global_batch import split_global_batch
 from orpo_trl.hidden import hide_all
+from orpo_trl.processes import launched_precision
 from orpo_trl.sections import MEANINGLESS
 
 NLL_SCOPES = ("sequence", "completion")
@@ -277,13 +278,13 @@ class ORPOConfig(SFTConfig):
             self.use_cpu = True
         # As they were asked for: what is left open, this device decides.
         self.asked = {name: getattr(self, name) for name in _OF_DEVICE if hasattr(self, name)}
-        if self.use_cpu and self.bf16 is None and not self.fp16:
-            self.bf16 = False  # TRL's default is bf16, which is slower on most CPUs
-        is_unset = all(self.asked[name] is None for name in self.asked if name != "bf16")
+        self._settle_precision()
+        open_ones = {name for name, value in self.asked.items() if value is None}
+        is_unset = {name for name in self.asked if name.endswith("_checkpointing")} <= open_ones
         if is_unset:
             self.set_checkpointing(True)
         # Whether the memory decides: `memory.leave_out_checkpointing`.
-        self.is_checkpointing_open = self.use_cpu and is_unset
+        self.is_checkpointing_open = self.use_cpu and self.asked.keys() - {"bf16"} <= open_ones
         # Micro-batch and accumulation as they were asked for; `split_for` changes the fields.
         self.asked_split = (self.per_device_train_batch_size, self.gradient_accumulation_steps)
         # Before TrainingArguments fill in the DeepSpeed config. Launchers tell a process how many there are by this.
@@ -299,6 +300,17 @@ class ORPOConfig(SFTConfig):
         if self.run_name is None and self.output_dir is not None:
             # Otherwise trackers invent a name, and a resumed run gets another one.
             self.run_name = Path(self.output_dir).name
+
+    def _settle_precision(self) -> None:
+        """Where neither `bf16` nor `fp16` is set, the config of accelerate decides, then the device."""
+        asked = launched_precision()
+        if self.bf16 or self.fp16:
+            return
+        if asked == "fp16":
+            self.fp16 = True
+        elif self.bf16 is None and (asked in ("bf16", "fp8") or self.use_cpu):
+            # TRL's default is bf16. It would win over fp8, and is slower on most CPUs.
+            self.bf16 = asked == "bf16"
 
     def set_checkpointing(self, is_on: bool) -> None:
         """Gradient checkpointing, under both of its names: transformers 5.23 reads the newer one."""
@@ -449,6 +461,27 @@ class ORPOConfig(SFTConfig):
         if self.activation_offloading and not _has_accelerator():
             text = "`activation_offloading: true` moves activations from an accelerator, and there is none"
             found.append(SettingsProblem(("activation_offloading",), text))
+        for name in ("bf16_full_eval", "fp16_full_eval"):
+            if getattr(self, name):
+                text = (
+                    f"`{name}: true` would cast the weights that are trained on, or saved, after an evaluation; `bf16: "
+                    "true` computes training and evaluation in 16 bits"
+                )
+                found.append(SettingsProblem((name,), text))
+        for older in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+            newer = older.replace("gradient", "activation")
+            given = {name: getattr(self, name, None) for name in (older, newer)}
+            if None not in given.values() and given[older] != given[newer]:
+                text = (
+                    f"`{older}` and `{newer}` are two names of one setting; received {given[older]} and {given[newer]}"
+                )
+                found.append(SettingsProblem((older, newer), text))
+        if self.eos_token is not None and not (self.chat_template_path or ".jinja").endswith((".jinja", ".j2")):
+            text = (
+                f"`eos_token`: `chat_template_path` names the tokenizer {self.chat_template_path}, whose conversations "
+                "end with its own token; name a .jinja file, or leave `eos_token` out"
+            )
+            found.append(SettingsProblem(("eos_token", "chat_template_path"), text))
         if self.is_encoder_decoder:
             text = "`is_encoder_decoder: true`: encoder-decoder models are not supported"
             found.append(SettingsProblem(("is_encoder_decoder",), text))

@@ -1,6 +1,7 @@
 """Answers of a model to a batch of prompts, and which tokens end one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ def generate_batch(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad_id, eos_token_id=list(stop_ids), use_cache=True
     )
-    with torch.no_grad():
+    with torch.no_grad(), _without_own_settings(model):
         generated = model.generate(
             input_ids.to(device),
             attention_mask=mask.to(device),
@@ -81,6 +82,20 @@ def generate_batch(
             streamer=streamer,
         )
     return [_until(answer, stop_ids) for answer in generated[:, input_ids.shape[1] :].cpu()]
+
+
+@contextmanager
+def _without_own_settings(model: torch.nn.Module) -> Iterator[None]:
+    """Without what the model's own file asks for, such as a penalty for repetition: `generate` fills in from there."""
+    holders: Any = [module for module in model.modules() if "generation_config" in vars(module)]
+    own = [module.generation_config for module in holders]
+    try:
+        for module in holders:
+            module.generation_config = GenerationConfig()
+        yield
+    finally:
+        for module, config in zip(holders, own, strict=True):
+            module.generation_config = config
 
 
 def _until(answer: torch.Tensor, stop_ids: Sequence[int]) -> torch.Tensor:

@@ -57,7 +57,7 @@ class StepGuard:
         bad_in_a_row: steps that were not finite, up to the last one.
         blames_rows: the last step was bad because of some of its rows; others of it were finite.
         last_good_step: number of the last step that was finite; 0 before the first one.
-        owes_checkpoint: a checkpoint was due at a bad step.
+        owes_checkpoint, owes_evaluation: were due at a bad step.
         given_broken: names of weights that were not finite when training began.
     """
 
@@ -67,7 +67,7 @@ class StepGuard:
         self.bad_in_a_row = 0
         self.blames_rows = False
         self.last_good_step = 0
-        self.owes_checkpoint = False
+        self.owes_checkpoint = self.owes_evaluation = False
         self.given_broken: list[str] = []
         self._norms: deque[float] = deque(maxlen=SPIKE_WINDOW)
 
@@ -159,13 +159,16 @@ class GuardMixin(HookedSFTTrainer):
         guard, control = self.guard, self.control
         if not guard.bad_in_a_row:
             control.should_save |= guard.owes_checkpoint
-            guard.owes_checkpoint = False
+            control.should_evaluate |= guard.owes_evaluation
+            guard.owes_checkpoint = guard.owes_evaluation = False
             return
         control.should_log = True  # the step has a log of its own, whatever `logging_steps` is
         if guard.bad_in_a_row >= self.args.max_nonfinite_steps:
             control.should_evaluate = control.should_save = False
         elif control.should_save and not (control.should_training_stop and guard.blames_rows):
             control.should_save, guard.owes_checkpoint = False, True
+            # The best model is one that has been evaluated and saved at the same step.
+            control.should_evaluate, guard.owes_evaluation = False, control.should_evaluate or guard.owes_evaluation
 
     def after_events(self):
         guard = self.guard

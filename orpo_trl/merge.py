@@ -115,13 +115,13 @@ def merge_adapter(
         datasets.disable_progress_bars()
         transformers_logging.disable_progress_bar()
     where = torch_device(device or "cpu")
-    base = _base_to_load(adapter, base, trust_remote_code)
-    tokenizer = _load_tokenizer(adapter, base, trust_remote_code)
+    base, revision = _base_to_load(adapter, base, trust_remote_code)
+    tokenizer = _load_tokenizer(adapter, base, revision, trust_remote_code)
     with new_folder(output) as folder:
-        config = load_config(base, trust_remote_code=trust_remote_code)
+        config = load_config(base, revision, trust_remote_code)
         pairs = _pairs(tokenizer, data, split, config)
         _say(f"Loading {base} and the adapter {adapter}")
-        model, dtypes = _load(adapter, base, tokenizer, dtype, where, trust_remote_code)
+        model, dtypes = _load(adapter, base, revision, tokenizer, dtype, where, trust_remote_code)
         with model.disable_adapter():
             of_base = _logps(model, pairs, "Base")
         before = _logps(model, pairs, "Adapter")
@@ -183,8 +183,8 @@ def describe(found: Comparison, output: Path, dtype: str) -> str:
 # ---- What to load ----------------------------------------------------------------------------------------------------
 
 
-def _base_to_load(adapter: str, given: str | None, trust_remote_code: bool) -> str:
-    """The base model, of which config, adapter and remote code are looked at before any weights are loaded."""
+def _base_to_load(adapter: str, given: str | None, trust_remote_code: bool) -> tuple[str, str]:
+    """The base model and its revision. Config, adapter and remote code are looked at before any weights are loaded."""
     require_files(adapter)
     arguments = ModelArguments(model_name_or_path=adapter)
     try:
@@ -195,12 +195,14 @@ def _base_to_load(adapter: str, given: str | None, trust_remote_code: bool) -> s
         require_model(arguments, trust_remote_code)  # raises where there is nothing of this name
         raise ValueError(f"{adapter!r} is a whole model, and no adapter: there is nothing to merge.")
     refuse_pickled_adapter(adapter)
-    base = given or _QUANTISED_NAME.sub("", base_of(Path(file)))
+    named, revision = base_of(Path(file))
+    base = given or _QUANTISED_NAME.sub("", named)
+    revision = revision if revision is not None and base == named else "main"
     try:
-        require_model(ModelArguments(model_name_or_path=base), trust_remote_code)
+        require_model(ModelArguments(model_name_or_path=base, model_revision=revision), trust_remote_code)
     except ValueError as error:
         raise ValueError(f"{error}\nThe base model of {adapter!r} can be named with --base.") from error
-    method = _quantisation(load_config(base, trust_remote_code=trust_remote_code))
+    method = _quantisation(load_config(base, revision, trust_remote_code))
     if method == "bitsandbytes" and find_spec("bitsandbytes") is None:
         raise ValueError(
             f"The weights of {base!r} are quantised, which needs bitsandbytes: pip install 'orpo-trl[quant]'; or name "
@@ -208,7 +210,7 @@ def _base_to_load(adapter: str, given: str | None, trust_remote_code: bool) -> s
         )
     if method not in ("", "bitsandbytes"):
         raise ValueError(f"The weights of {base!r} are quantised ({method}). Name its 16-bit weights with --base.")
-    return base
+    return base, revision
 
 
 def _quantisation(config: PreTrainedConfig) -> str:
@@ -221,13 +223,13 @@ def _quantisation(config: PreTrainedConfig) -> str:
     return str(getattr(method, "value", method))
 
 
-def _load_tokenizer(adapter: str, base: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def _load_tokenizer(adapter: str, base: str, revision: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The adapter's own tokenizer, since training may have changed it, or that of the base."""
     try:
         return load_tokenizer(ModelArguments(model_name_or_path=adapter), trust_remote_code)
     except (OSError, ValueError):
         _say(f"The adapter has no tokenizer; that of {base} is taken.")
-        return load_tokenizer(ModelArguments(model_name_or_path=base), trust_remote_code)
+        return load_tokenizer(ModelArguments(model_name_or_path=base, model_revision=revision), trust_remote_code)
 
 
 def _pairs(tokenizer: PreTrainedTokenizerBase, data: str | None, split: str, config: PreTrainedConfig) -> Dataset:
@@ -248,15 +250,22 @@ def _pairs(tokenizer: PreTrainedTokenizerBase, data: str | None, split: str, con
 
 
 def _load(
-    adapter: str, base: str, tokenizer: PreTrainedTokenizerBase, dtype: str, device: torch.device, trusted: bool
+    adapter: str,
+    base: str,
+    revision: str,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: str,
+    device: torch.device,
+    trusted: bool,
 ) -> tuple[Any, dict[str, torch.dtype]]:
     """The adapter on its base in 32 bits, in evaluation mode, and the type of each of the base's weights."""
     from peft import PeftModelForCausalLM
 
     with naming("weights", base):
         model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=trusted
-        )
+            base, revision=revision, dtype=dtype, device_map={"": device}, use_safetensors=True,
+            trust_remote_code=trusted,
+        )  # fmt: skip
         if _quantisation(model.config):
             model = cast(PreTrainedModel, model.dequantize())
     if len(tokenizer) > cast(Any, model.get_input_embeddings()).weight.shape[0]:  # tokens that training has added

@@ -42,6 +42,11 @@ def is_launched() -> bool:
     return any(name in os.environ for name in (REPORTS, "LOCAL_RANK", *_OF_ACCELERATE))
 
 
+def launched_precision() -> str | None:
+    """The `mixed_precision` of the accelerate config that has started this process: "no", "bf16", "fp16" or "fp8"."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION")
+
+
 def end_with_launcher() -> None:
     """Let this process end when its launcher dies. Otherwise it would live on and hold its GPU.
 

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 OF_ONE_START = ("resume_from_checkpoint", "resume_anyway", "overwrite_output_dir")
 # In run.json: the checkpoint of another run that the run began at.
 BEGAN_AT = "began_at"
+_ELSEWHERE = "resume_from_checkpoint"
 
 
 class ResumeError(ValueError):
@@ -184,7 +185,7 @@ def by_hand(asked: Asked) -> Start:
     chosen = _asked_checkpoint(asked)
     record = run_folder.read_record(asked.folder)
     if Path(chosen).resolve().parent != asked.folder.resolve() or "id" not in record:
-        return Start(checkpoint=chosen)
+        return Start(checkpoint=chosen, is_anyway=True)
     changes = _changes(asked, record)
     for change in changes:
         if not change.is_silent:
@@ -249,7 +250,8 @@ def _begin(asked: Asked, inputs: Mapping[str, str], in_the_way: str = "") -> Sta
             f"`resume_from_checkpoint`: {path} is in {asked.folder}, which must be set aside. Move it out of there, or "
             "set another `output_dir`."
         )
-    return replace(start, checkpoint=path, notes=(f"This run begins at {path}, a checkpoint of another run.",))
+    note = f"This run begins at {path}, a checkpoint of another run, and goes on from its step: rows and schedule too."
+    return replace(start, checkpoint=path, notes=(note,))
 
 
 def _go_on(asked: Asked, start: Start, touched: tuple[Change, ...]) -> Start:
@@ -259,6 +261,11 @@ def _go_on(asked: Asked, start: Start, touched: tuple[Change, ...]) -> Start:
         ResumeError: where something has changed that must not.
     """
     folder = asked.folder
+    if any(change.name == _ELSEWHERE for change in start.changes):
+        raise ResumeError(
+            f"`{_ELSEWHERE}`: {folder} has a run that did not finish, and it did not begin at {asked.checkpoint}. "
+            + _ways_out("Leave the key out to go on with the run")
+        )
     refused = [change for change in (*start.changes, *touched) if change.is_refused]
     if refused and not asked.is_anyway:
         raise ResumeError(refusal(folder, refused))
@@ -271,7 +278,8 @@ def _go_on(asked: Asked, start: Start, touched: tuple[Change, ...]) -> Start:
             chosen = _asked_checkpoint(replace(asked, checkpoint=began_at))
     where = chosen if chosen else "the beginning: there is no whole checkpoint"
     notes.append(f"Going on with the run in {folder} from {Path(where).name if chosen else where}.")
-    step = 0 if chosen is None or asked.is_elsewhere else checkpoints.step_of(Path(chosen))
+    is_own = chosen is not None and Path(chosen).resolve().parent == folder.resolve()
+    step = checkpoints.step_of(Path(cast(str, chosen))) if is_own else 0
     for checkpoint in checkpoints.checkpoints_of(folder):
         if checkpoint.step > step and checkpoint.is_sealed and not asked.is_elsewhere:
             # Otherwise the next start would take the latest of these, of steps that this one takes back.
@@ -389,4 +397,4 @@ def _changes(asked: Asked, record: Mapping[str, Any]) -> tuple[Change, ...]:
     began_at = record.get(BEGAN_AT)
     if not asked.is_elsewhere or began_at == (named := str(Path(cast(str, asked.checkpoint)).resolve())):
         return changes
-    return *changes, Change("resume_from_checkpoint", began_at, named, is_refused=True)
+    return *changes, Change(_ELSEWHERE, began_at, named, is_refused=True)

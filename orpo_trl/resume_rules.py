@@ -18,7 +18,7 @@ from orpo_trl.yaml_text import to_yaml_line
 # A run that goes on may change these without a word: they do not touch the weights.
 FREE = frozenset(
     f"""{" ".join(SECTIONS["Logs and output"])} {" ".join(SECTIONS["Interruptions"])}
-    dataset_test_split eval_datasets dataset_num_proc max_tokens_per_micro_batch auto_find_batch_size
+    dataset_test_split eval_datasets dataset_num_proc max_tokens_per_micro_batch
     restore_callback_states_from_checkpoint dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
     dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order bf16_full_eval fp16_full_eval
     gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs
@@ -37,8 +37,12 @@ REPORTED = frozenset(
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "global_batch_size")
 # These may grow.
 _LENGTH = ("max_steps", "num_train_epochs")
-# The learning rate of these is a state of its own, which the checkpoint has.
+# The learning rate of these is a state of its own, which the checkpoint has. Evaluations change it.
 _SCHEDULES_WITH_STATE = ("reduce_lr_on_plateau", "greedy")
+_OF_THESE = frozenset(
+    """learning_rate lr_scheduler_type lr_scheduler_kwargs metric_for_best_model greater_is_better eval_strategy
+    eval_steps eval_delay eval_datasets dataset_test_split""".split()
+)
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 _MIB = 2**20
 # At which a file of weights is looked at.
@@ -87,19 +91,24 @@ def settings_changes(
     def value(settings: Mapping[str, Any], name: str) -> Any:
         return settings.get(name, defaults.get(name))
 
+    has_state = any(value(settings, "lr_scheduler_type") in _SCHEDULES_WITH_STATE for settings in (before, after))
+    is_grouped = value(after, "train_sampling_strategy") == "group_by_length"
     for name in sorted({*before, *after}):
         old, new = value(before, name), value(after, name)
         if old == new:
             continue
         if name in BATCH:
-            yield Change(name, old, new, is_silent=True)
+            # With `auto_find_batch_size`, the Trainer takes the micro-batch of the checkpoint.
+            is_found = bool(value(after, "auto_find_batch_size"))
+            yield Change(name, old, new, is_refused=is_found, is_silent=not is_found)
         elif name in _LENGTH:
             least = steps_before if name == "max_steps" and steps_before else old
             yield Change(name, old, new, is_refused=_is_number(new, least) and 0 < new < least)
         else:
-            has_state = name == "learning_rate" and value(after, "lr_scheduler_type") in _SCHEDULES_WITH_STATE
-            is_reported = name in REPORTED and not has_state
-            is_free = name in FREE
+            # The lengths that rows are grouped by are those of the layout.
+            is_of_order = is_grouped and name in ("pair_layout", "attn_implementation")
+            may_change = not is_of_order and not (has_state and name in _OF_THESE)
+            is_reported, is_free = name in REPORTED and may_change, name in FREE and may_change
             yield Change(name, old, new, is_refused=not is_reported and not is_free, is_silent=is_free)
     splits = [_split(settings, defaults) for settings in (before, after)]
     pairs = [_pairs(split, count) for split, count in zip(splits, processes, strict=True)]
@@ -179,14 +188,20 @@ def named_files(model: ModelArguments, data: DataArguments, training: ORPOConfig
         "tokenizer_name_or_path": model.tokenizer_name_or_path,
         "chat_template_path": training.chat_template_path,
         "dataset_name": data.dataset_name,
-        **{f"datasets.{number}.path": entry["path"] for number, entry in enumerate(data.datasets)},
     }
+    for number, entry in enumerate(data.datasets):
+        named[f"datasets.{number}.path"] = entry["path"]
+        files = entry.get("data_files")
+        files = list(files.values()) if isinstance(files, dict) else [files] if isinstance(files, str) else files or []
+        for place, name in enumerate([*files, entry.get("data_dir")]):
+            named[f"datasets.{number}.data_files.{place}"] = name
     return {key: name for key, name in named.items() if name}
 
 
 def digests_of(inputs: Mapping[str, str]) -> dict[str, str]:
     """SHA-256 of local files and folders by key. Of a file of weights, its size and 64 places stand for the whole."""
-    return {key: _digest(Path(path)) for key, path in inputs.items() if path and Path(path).exists()}
+    paths = {key: Path(name).expanduser() for key, name in inputs.items() if name}
+    return {key: _digest(path) for key, path in paths.items() if path.exists()}
 
 
 def _digest(path: Path) -> str:
@@ -194,7 +209,7 @@ def _digest(path: Path) -> str:
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     for file in files:
         name = file.name if file == path else str(file.relative_to(path))
-        if any(part.startswith((".", "_")) for part in Path(name).parts):
+        if file != path and any(part.startswith((".", "_")) for part in Path(name).parts):
             continue
         digest.update(f"{name}\0{file.stat().st_size}\0".encode())
         with open(file, "rb") as content:

@@ -3,10 +3,9 @@
 import logging
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate.utils import gather_object
-from transformers import TrainerCallback
 
 from orpo_trl import checkpoints, resume
 from orpo_trl.callbacks.record import what_decides
@@ -19,37 +18,19 @@ from orpo_trl.weights import refuse_unsafe_checkpoint
 logger = logging.getLogger(__name__)
 
 
-# Where one of these has changed, the best figure so far is of something else.
-_OF_BEST = {"metric_for_best_model", "greater_is_better", "eval_datasets", "dataset_test_split"}
-
-
-class SettingsOfThisStart(TrainerCallback):
-    """Gives the state of a checkpoint the settings of this start: the Trainer goes on with those of the checkpoint."""
-
-    def __init__(self, trainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        start = self.trainer.start
-        if start.checkpoint is None:
-            return
-        state.compute_steps(args, state.max_steps)  # of logs, evaluations and checkpoints
-        is_of_another_run = Path(start.checkpoint).resolve().parent != self.trainer.run_folder.resolve()
-        if is_of_another_run or _OF_BEST & {change.name for change in start.changes}:
-            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
-
-
 class StartMixin(HookedSFTTrainer):
     """Finds the checkpoint to go on from, and refuses one of a run that trains something else: see `resume.py`.
 
     Attributes:
         recipe: text of the recipe, which is compared with that of the run in the folder.
         start: whether the run of `train` begins, or goes on with one that is in the output folder.
+        steps_taken: by this call of `train`.
     """
 
     args: ORPOConfig
     recipe: str
     start: Start
+    steps_taken: int = 0
     _next_start: Start | None = None
 
     def begin_with(self, start: Start) -> None:
@@ -65,6 +46,9 @@ class StartMixin(HookedSFTTrainer):
         """
         lock = None
         is_trial = kwargs.get("trial") is not None  # of a search: each has a folder of its own
+        self.steps_taken = 0
+        if not is_trial:
+            self.run_folder = Path(cast(str, self.args.output_dir))  # a search has left that of its last trial
         if self._next_start is None and not is_trial and (resume_from_checkpoint or self.args.resume is not None):
             wanted = Asked(
                 self.run_folder, self.recipe, self.args.resume, resume_from_checkpoint, self.args.resume_anyway,

@@ -241,6 +241,9 @@ class ORPOTrainer(TokenBudgetMixin, StartMixin, GuardMixin, SavingMixin, upstrea
         for name, dataset in {"train": self.train_dataset, **evaluated}.items():
             checks.check_positions(model, dataset, name, self.args)
         if self.args.disable_dropout:
+            for adapter in getattr(model, "peft_config", {}).values():
+                if getattr(adapter, "lora_dropout", 0):
+                    logger.info("`disable_dropout: true`, the default, also turns off `lora_dropout`.")
             disable_dropout(model)
         if self.args.device.type == "cpu":
             upstream.use_cpu_head_tiles()

@@ -128,6 +128,11 @@ def check_arguments(
     ):
         strategy = args.train_sampling_strategy
         raise ValueError(f"`train_sampling_strategy: {strategy}` needs all lengths; a stream is read in its order.")
+    is_random = args.train_sampling_strategy == "random" and not args.shuffle_dataset
+    if isinstance(train_dataset, IterableDataset) and is_random:
+        logger.warning(
+            "`train_sampling_strategy: random`: a stream is read in its order. `shuffle_dataset: true` shuffles it."
+        )
     if args.on_malformed == "error":
         try:
             refuse_media(first)

@@ -164,6 +164,9 @@ NEEDS = (
     Need(f"{_TRAINER}._finish_current_push", "telling pushes that have failed"),
     Need("transformers.utils.PushInProgress", "telling pushes that have failed", ("jobs",)),
     Need(f"{_TRAINER}._load_optimizer_and_scheduler", "the learning rate of a resumed run", ("checkpoint",)),
+    Need(f"{_TRAINER}._determine_best_metric", "a checkpoint of a run that stops, with `save_strategy: best`",
+         ("metrics", "trial")),
+    Need(f"{_TRAINER}._load_scaler", "a run that goes on in bf16 and began in fp16", ("checkpoint",)),
     Need(f"{_TRAINER}._save", "the plain model of FSDP's shards", ("output_dir", "state_dict")),
     Need("accelerate.state.AcceleratorState.deepspeed_plugin", "the stage of ZeRO, and gradients that are summed in "
          "fp32"),
@@ -278,7 +281,7 @@ except (ImportError, AttributeError):
 # How peft's warning begins where an adapter's file lacks weights that its config promises; there is no error.
 MISSING_ADAPTER_KEYS = "Found missing adapter keys"
 # Settings in the groups of an optimizer that a run that goes on may change.
-OPTIMIZER_SETTINGS = ("initial_lr", "betas", "eps", "weight_decay")
+OPTIMIZER_SETTINGS = ("initial_lr", "betas", "eps", "weight_decay", "warmup_steps")
 
 
 def is_write_error(error: BaseException) -> bool:
@@ -565,7 +568,7 @@ class HookedSFTTrainer(SFTTrainer):
         # goes by this attribute, which it has found from the model. (`loss_is_scaled_for_ga` says the same, but early
         # releases of transformers 5 do not know it.)
         self.model_accepts_loss_kwargs = True
-        self._sum_gradients_in_fp32()
+        self._settle_deepspeed()
         self.run_folder = Path(self.args.output_dir)
         # Where the checkpoint that is being saved is made, and the optimizer's settings as this start asks for them.
         self._made_in: Path | None = None
@@ -601,15 +604,20 @@ class HookedSFTTrainer(SFTTrainer):
             return f"zero{plugin.zero_stage}"
         return "fsdp" if self.is_fsdp_enabled else "none"
 
-    def _sum_gradients_in_fp32(self) -> None:
-        """Let ZeRO sum the gradients of a step's passes in fp32, unless the user has set another dtype.
+    def _settle_deepspeed(self) -> None:
+        """What DeepSpeed's config leaves open, and the Trainer too.
 
-        DeepSpeed's default is the dtype of the weights: in bf16 a sum of 32 gradients loses what each adds below its
-        8 bits. Under DDP and FSDP2 the gradients are fp32 anyway.
+        - Gradients are clipped at `max_grad_norm`. The Trainer fills in what is "auto" only, and DeepSpeed's default
+          is 1.
+        - ZeRO sums the gradients of a step's passes in fp32. DeepSpeed's default is the dtype of the weights: in bf16 a
+          sum of 32 gradients loses what each adds below its 8 bits. Under DDP and FSDP2 they are fp32 anyway.
         """
+        if not self.is_deepspeed_enabled:
+            return
+        config: Any = self.accelerator.state.deepspeed_plugin.deepspeed_config  # pyright: ignore[reportOptionalMemberAccess]
+        config.setdefault("gradient_clipping", self.args.max_grad_norm)
         if self.args.bf16 and self.sharding in ("zero2", "zero3"):
-            plugin: Any = self.accelerator.state.deepspeed_plugin
-            plugin.deepspeed_config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+            config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
 
     @property
     def is_saving_checkpoint(self) -> bool:
@@ -793,6 +801,14 @@ class HookedSFTTrainer(SFTTrainer):
         for job in push.jobs if push is not None else ():
             if job.done() and job.exception() is not None:
                 logger.warning("A push to the Hub has failed, and training goes on: %s", job.exception())
+
+    def _determine_best_metric(self, metrics, trial):
+        # With `save_strategy: best`, a checkpoint is saved where this is true: also the one of a run that stops.
+        return super()._determine_best_metric(metrics, trial) or self.interruption is not None
+
+    def _load_scaler(self, checkpoint):
+        if self.accelerator.scaler is not None:  # that of fp16; a run may go on in bf16
+            super()._load_scaler(checkpoint)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         scheduler = super().create_scheduler(num_training_steps, optimizer)

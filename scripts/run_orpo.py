@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 from orpo_trl import interruptions
 from orpo_trl.quiet import hide_known_warnings
@@ -37,7 +37,7 @@ from trl import get_peft_config, get_quantization_config
 
 from orpo_trl import ORPOTrainer
 from orpo_trl.callbacks.trackers import TrackerError, finish_wandb
-from orpo_trl.checkpoints import SaveError
+from orpo_trl.checkpoints import SaveError, checkpoints_of
 from orpo_trl.exit_codes import FAILED, WRONG_INPUT
 from orpo_trl.guard import NonFiniteError
 from orpo_trl.hidden import hide
@@ -122,6 +122,9 @@ def main(arguments: list[str]) -> None:
             training_args.model_init_kwargs = {**model_init_kwargs(model_args), **own}
 
         # ---- Train ---------------------------------------------------------------------------------------------------
+        peft_config: Any = get_peft_config(model_args)
+        if peft_config is not None and model_args.model_revision != "main":
+            peft_config.revision = model_args.model_revision  # of the base: whoever loads the adapter asks for it
         trainer = ORPOTrainer(
             model=model,
             args=training_args,
@@ -129,7 +132,7 @@ def main(arguments: list[str]) -> None:
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
             quantization_config=get_quantization_config(model_args),
-            peft_config=get_peft_config(model_args),
+            peft_config=peft_config,
         )
     except Exception as error:  # a damaged or hostile model makes the libraries raise anything
         if training_args.log_level == "debug" or another_has_failed():  # then `reported` hides this error
@@ -198,9 +201,9 @@ def end_interrupted(trainer: ORPOTrainer) -> NoReturn:
     # Last of all: the launcher ends the other processes as soon as one has ended.
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
-    interruptions.leave(
-        f"Stopped after step {step:,} ({trainer.interruption}). Checkpoint: {trainer.run_folder / f'checkpoint-{step}'}"
-    )
+    found = checkpoints_of(trainer.run_folder)  # none of a step that was not finite
+    checkpoint = f"Checkpoint: {found[0].path}" if found else "There is no checkpoint."
+    interruptions.leave(f"Stopped after step {step:,} ({trainer.interruption}). {checkpoint}")
 
 
 def final_evaluation(trainer: ORPOTrainer) -> dict[str, float]:

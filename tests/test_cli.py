@@ -132,12 +132,12 @@ def test_recipes_are_listed_and_printed():
 
 @pytest.mark.parametrize("name", ["quickstart", "mistral_capybara_released"])
 def test_expanded_recipe_is_the_same_run(name, tmp_path):
-    result = run("recipes", "expand", name, "--beta", "0.7", "--model_init_kwargs.revision", "main")
+    result = run("recipes", "expand", name, "--beta", "0.7", "--model_init_kwargs.subfolder", "a")
     assert result.exit_code == 0
     path = tmp_path / "expanded.yaml"
     path.write_text(result.stdout)
     assert "extends" not in yaml.safe_load(result.stdout)
-    ours = parse_recipe([name, "--beta", "0.7", "--model_init_kwargs.revision", "main"])
+    ours = parse_recipe([name, "--beta", "0.7", "--model_init_kwargs.subfolder", "a"])
     for expected, found in zip(ours, parse_recipe([str(path)]), strict=True):
         assert repr(expected) == repr(found)
 

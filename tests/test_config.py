@@ -92,6 +92,12 @@ def test_every_argument_of_sft_is_known(tmp_path):
         ({"nll_reduction": "mean"}, "`nll_reduction` must be one of token_mean, "),
         ({"beta": None}, "`beta` must be"),
         ({"max_length": "long"}, "`max_length` must be 2 or more"),
+        ({"bf16_full_eval": True}, "`bf16_full_eval: true` would cast the weights that are trained on"),
+        ({"fp16_full_eval": True}, "`fp16_full_eval: true` would cast the weights that are trained on"),
+        (
+            {"eos_token": "<e>", "chat_template_path": "some/model"},
+            "`chat_template_path` names the tokenizer some/model",
+        ),
         ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` must be at least 1, got 0"),
         ({"learning_rate": -1.0}, "`learning_rate` must be at least 0"),
         ({"prompt_turns": "last"}, "`prompt_turns` must be one of auto, all, first"),
@@ -132,3 +138,34 @@ def test_all_problems_are_reported_at_once(tmp_path):
 def test_max_length_none_means_no_limit(tmp_path):
     """TRL reads None as 512 (known failure 18); see also tests/pairs/test_prepare.py."""
     assert ORPOConfig(str(tmp_path), max_length=None).max_length is None
+
+
+def test_arguments_of_checkpointing_do_not_turn_it_off(tmp_path):
+    config = ORPOConfig(str(tmp_path), gradient_checkpointing_kwargs={"use_reentrant": False}, use_cpu=True)
+    assert config.gradient_checkpointing
+    assert not config.is_checkpointing_open
+
+
+@pytest.mark.skipif(not hasattr(ORPOConfig, "activation_checkpointing"), reason="this transformers has one name for it")
+def test_two_names_of_one_setting_that_differ_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match="`gradient_checkpointing` and `activation_checkpointing` are two names of one"
+    ):
+        ORPOConfig(str(tmp_path), gradient_checkpointing=False, activation_checkpointing=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "settings", "expected"),
+    [
+        ("bf16", {}, (True, False, "bf16")),
+        ("fp16", {}, (False, True, "fp16")),
+        ("fp8", {}, (False, False, "fp8")),
+        ("no", {}, (False, False, "no")),
+        ("no", {"bf16": True}, (True, False, "bf16")),
+        ("fp16", {"bf16": True}, (True, False, "bf16")),  # a recipe with these two is refused
+    ],
+)
+def test_precision_of_accelerates_config_is_taken_where_none_is_set(asked, settings, expected, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    config = ORPOConfig(str(tmp_path), use_cpu=True, **settings)
+    assert (bool(config.bf16), config.fp16, config.mixed_precision) == expected

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from support.small import tiny_model
 from tokenizers.processors import TemplateProcessing
 
@@ -73,3 +74,17 @@ def test_an_answer_stops_before_its_stop_token():
     (cut,) = generate_batch(model, [[5, 6, 7]], stop_ids=[stop], **options)
     assert cut.tolist() == whole[:first].tolist()
     assert len(whole) == 12
+
+
+def test_what_the_models_own_file_asks_for_is_left_out_and_left_as_it_is():
+    model = tiny_model().eval()
+    options = {"max_new_tokens": 12, "stop_ids": [], "pad_id": 0, "device": torch.device("cpu")}
+    (plain,) = generate_batch(model, [[5, 6, 7]], **options)
+    model.generation_config.repetition_penalty = 3.0
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    for asked in (model, adapted):
+        (answer,) = generate_batch(asked, [[5, 6, 7]], **options)
+        assert answer.tolist() == plain.tolist()
+        assert model.generation_config.repetition_penalty == 3.0
+    own = model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=12, do_sample=False, eos_token_id=None)
+    assert own[0, 3:].tolist() != plain.tolist()  # so the penalty would have been seen

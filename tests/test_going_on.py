@@ -1,6 +1,7 @@
 """A run that is cut off goes on by the same call, as if nothing had happened; in one process."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from support.small import make_dataset, settings, tiny_model
 from transformers import TrainerCallback
 
 from orpo_trl import ORPOTrainer
-from orpo_trl.checkpoints import SaveError, checkpoints_of
+from orpo_trl.checkpoints import SaveError, checkpoints_of, read, seal
 from orpo_trl.resume import ResumeError
 from orpo_trl.run_folder import read_lines, read_settings
 
@@ -32,11 +33,27 @@ class CrashAt(TrainerCallback):
             raise Crash
 
 
-def run(tokenizer, folder, crash_at=None, rows=40, peft_config=None, checkpoint=None, **kwargs) -> ORPOTrainer:
-    trainer = ORPOTrainer(
+class StopAt(TrainerCallback):
+    """Stops at the end of a step, as a signal before it does."""
+
+    trainer: ORPOTrainer
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step + 1 == self.step:
+            self.trainer._stop._limit = 0
+
+
+def run(
+    tokenizer, folder, crash_at=None, rows=40, peft_config=None, checkpoint=None, stop_at=None, eval_rows=6, **kwargs
+) -> ORPOTrainer:
+    stop = StopAt(stop_at)
+    trainer = stop.trainer = ORPOTrainer(
         tiny_model(), settings(folder, **{**OPTIONS, **kwargs}), train_dataset=make_dataset(rows),
-        eval_dataset=make_dataset(6, seed=1), processing_class=tokenizer, callbacks=[CrashAt(crash_at)],
-        peft_config=peft_config,
+        eval_dataset=make_dataset(eval_rows, seed=1), processing_class=tokenizer,
+        callbacks=[CrashAt(crash_at), stop], peft_config=peft_config,
     )  # fmt: skip
     trainer.output = trainer.train(checkpoint)
     return trainer
@@ -129,6 +146,104 @@ def test_the_best_checkpoint_is_the_best_by_the_metric_of_this_start(tokenizer, 
     named = str(tmp_path / "out" / "checkpoint-6")
     trainer = run(tokenizer, tmp_path / "next", checkpoint=named, learning_rate=10.0, **options)
     assert trainer.state.best_model_checkpoint == str(tmp_path / "next" / "checkpoint-9")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_steps": -1, "num_train_epochs": 0.5}, "optimiser steps: 9 -> 5"),
+        ({"max_steps": -1, "num_train_epochs": 0.5, "resume_anyway": True}, "Nothing would be trained"),
+    ],
+)
+def test_fewer_steps_than_before_are_refused_however_they_are_set(tokenizer, tmp_path, options, said):
+    crash(tokenizer, tmp_path, 7, num_train_epochs=0.5)
+    with pytest.raises(ResumeError, match=said):
+        run(tokenizer, tmp_path, **options)
+    assert "finished" not in json.loads((tmp_path / "run.json").read_text())
+
+
+def test_a_run_that_begins_at_the_last_step_of_another_is_not_finished_untrained(tokenizer, tmp_path):
+    run(tokenizer, tmp_path / "first")
+    named = str(tmp_path / "first" / "checkpoint-9")
+    for steps in (6, 9):
+        with pytest.raises(ResumeError, match=f"checkpoint-9 is of step 9, and this run has {steps} steps"):
+            run(tokenizer, tmp_path / str(steps), checkpoint=named, max_steps=steps)
+    trainer = run(tokenizer, tmp_path / "more", checkpoint=named, max_steps=12)
+    assert trainer.state.global_step == 12
+
+
+@pytest.mark.parametrize("changed", ["rows", "beta", "folder"])
+def test_the_best_figure_of_something_else_does_not_stand(tokenizer, tmp_path, changed):
+    """A loss of 0, which nothing can beat, stands in the checkpoint."""
+    crash(tokenizer, tmp_path, 8, load_best_model_at_end=True)
+    path = tmp_path / "checkpoint-6" / "trainer_state.json"
+    state = json.loads(path.read_text()) | {"best_metric": 0.0, "best_global_step": 3}
+    path.write_text(json.dumps(state))
+    seal(tmp_path / "checkpoint-6", read(tmp_path / "checkpoint-6").facts)
+    options = {"load_best_model_at_end": True}
+    if changed == "folder":
+        shutil.rmtree(tmp_path / "checkpoint-3")
+    elif changed == "beta":
+        options |= {"beta": 0.9, "resume_anyway": True}
+    trainer = run(tokenizer, tmp_path, eval_rows=5 if changed == "rows" else 6, **options)
+    assert trainer.state.best_global_step == 9
+    assert trainer.state.best_metric > 0
+
+
+def test_a_best_figure_of_the_same_stands(tokenizer, tmp_path):
+    crash(tokenizer, tmp_path, 8, load_best_model_at_end=True, learning_rate=10.0)
+    before = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
+    trainer = run(tokenizer, tmp_path, load_best_model_at_end=True, learning_rate=10.0)
+    assert (trainer.state.best_global_step, trainer.state.best_metric) == (3, before["best_metric"])
+
+
+def test_a_stop_at_the_end_of_an_epoch_keeps_its_evaluation(tokenizer, tmp_path):
+    """The same best model as without the stop."""
+    epochs = {"max_steps": -1, "num_train_epochs": 3, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    options = {**epochs, "load_best_model_at_end": True}
+    whole = run(tokenizer, tmp_path / "whole", rows=12, **options)
+    for step in (3, 9):  # of 3 in an epoch
+        stopped = run(tokenizer, tmp_path / "out", rows=12, stop_at=step, **options)
+        assert stopped.interruption is not None
+        assert stopped.state.global_step == step
+        assert "eval_loss" in stopped.state.log_history[-1]
+    again = run(tokenizer, tmp_path / "out", rows=12, **options)
+    assert again.state.best_global_step == whole.state.best_global_step
+    for name, weight in weights(whole).items():
+        assert torch.equal(weight, again.model.state_dict()[name]), name
+    assert logged(tmp_path / "out") == logged(tmp_path / "whole")
+
+
+def test_a_stop_has_a_checkpoint_where_the_best_alone_are_saved(tokenizer, tmp_path):
+    """A loss that rises is no new best one."""
+    options = {
+        "save_strategy": "best", "metric_for_best_model": "eval_loss", "learning_rate": 10.0, "eval_steps": 2,
+        "warmup_steps": 0,
+    }  # fmt: skip
+    stopped = run(tokenizer, tmp_path, stop_at=4, **options)
+    assert stopped.state.best_global_step < 4
+    assert checkpoints_of(tmp_path)[0].step == 4
+
+
+def test_a_run_of_fp16_goes_on_without_its_loss_scale(tokenizer, tmp_path):
+    crash(tokenizer, tmp_path, 4)
+    torch.save({"scale": 65536.0}, tmp_path / "checkpoint-3" / "scaler.pt")
+    seal(tmp_path / "checkpoint-3", read(tmp_path / "checkpoint-3").facts)
+    assert run(tokenizer, tmp_path).state.global_step == 9
+
+
+def test_a_retry_of_auto_find_batch_size_does_not_train_trained_weights_again(tokenizer, tmp_path):
+    class OutOfMemory(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    trainer = ORPOTrainer(
+        tiny_model(), settings(tmp_path, max_steps=4, auto_find_batch_size=True), train_dataset=make_dataset(16),
+        processing_class=tokenizer, callbacks=[OutOfMemory()],
+    )  # fmt: skip
+    with pytest.raises(ResumeError, match="After 2 steps a batch did not fit into memory"):
+        trainer.train()
 
 
 def test_the_recipe_is_not_written_again_where_nothing_has_changed(tokenizer, tmp_path):

@@ -164,6 +164,20 @@ def test_checkpoint_that_is_due_at_a_bad_step_is_written_after_the_next_good_one
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-4"}
 
 
+def test_evaluation_that_is_due_at_a_bad_step_is_made_with_its_checkpoint(tokenizer, tmp_path):
+    """The best of them is loaded at the end, so each evaluation needs a checkpoint of its step."""
+    model, _ = model_without_zebra(tokenizer)
+    trainer = train(
+        model, tokenizer, rows_with_zebras(16, [5]), tmp_path, eval_rows=make_rows(4), **SEQUENTIAL, max_steps=4,
+        save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True,
+    )  # fmt: skip
+    losses = {log["step"]: log["eval_loss"] for log in read_history(tmp_path) if "eval_loss" in log}
+    assert set(losses) == {3, 4}
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-4"}
+    best = min(losses, key=losses.get)
+    assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
+
+
 def test_bad_row_in_the_last_step_is_no_broken_model(tokenizer, tmp_path):
     model, _ = model_without_zebra(tokenizer)
     rows = rows_with_zebras(8, [5])

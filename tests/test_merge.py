@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from support import reference
 from support.models import tiny_of_type
+from support.processes import ORPO_TRL, TRAIN_ENVIRONMENT
 from support.small import TOKENIZER, make_rows, settings, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 
@@ -376,3 +378,27 @@ def test_quantised_weights_without_bitsandbytes_are_one_line(tmp_path, monkeypat
     done = run(adapter, "-o", tmp_path / "merged")
     assert done.exit_code == 2
     assert "needs bitsandbytes: pip install 'orpo-trl[quant]'" in done.stderr
+
+
+@pytest.mark.slow
+def test_an_adapter_is_merged_into_the_revision_of_its_base(tmp_path):
+    """In a cache of the Hub, `main` of the base is another model."""
+    adapter = make_adapter(tmp_path, tiny_model())
+    cache = tmp_path / "cache" / "models--me--base"
+    (cache / "refs").mkdir(parents=True)
+    for name, number in (("main", "0"), ("v2", "1")):
+        (cache / "refs" / name).write_text(number * 40)
+        shutil.copytree(tmp_path / "base", cache / "snapshots" / (number * 40))
+    other = tiny_model()
+    other.model.embed_tokens.weight.data *= 2
+    other.save_pretrained(cache / "snapshots" / ("0" * 40))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config |= {"base_model_name_or_path": "me/base", "revision": "v2"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    subprocess.run(
+        [ORPO_TRL, "merge", str(adapter), str(tmp_path / "merged"), "--dtype", "float32"], check=True,
+        env={**TRAIN_ENVIRONMENT, "HF_HUB_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    expected = dict(by_hand(tmp_path).named_parameters())
+    for name, weight in AutoModelForCausalLM.from_pretrained(tmp_path / "merged").named_parameters():
+        torch.testing.assert_close(weight.double(), expected[name], rtol=1e-6, atol=1e-6)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from support.small import REPOSITORY
 
-from orpo_trl import checkpoints, resume_rules, run_folder
+from orpo_trl import ORPOConfig, checkpoints, resume_rules, run_folder
+from orpo_trl.config import DataArguments, ModelArguments
 from orpo_trl.recipe.keys import recipe_keys
 from orpo_trl.resume import Asked, ResumeError, claim, make_room
 from orpo_trl.resume_rules import settings_changes
@@ -114,6 +115,26 @@ def test_a_finished_run_whose_data_file_has_changed_is_not_taken_for_the_same(tm
     assert any("the files of `dataset_name`" in note for note in start.notes)
 
 
+def test_every_local_file_that_a_dataset_names_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    files = {name: tmp_path / name for name in ("a.jsonl", "_b.jsonl", "c.jsonl", "d/e.jsonl")}
+    (tmp_path / "d").mkdir()
+    data = DataArguments(
+        datasets=[
+            {"path": "~/a.jsonl"}, {"path": str(files["_b.jsonl"])},
+            {"path": "json", "data_files": [str(files["c.jsonl"])]}, {"path": "json", "data_dir": str(tmp_path / "d")},
+        ]
+    )  # fmt: skip
+    digests = []
+    for changed in (None, *files):
+        for name, path in files.items():
+            path.write_text("changed\n" if name == changed else "{}\n")
+        named = resume_rules.named_files(ModelArguments(), data, ORPOConfig("out"))
+        digests.append(tuple(resume_rules.digests_of(named).items()))
+    assert [len(found) for found in digests] == [4] * 5
+    assert len(set(digests)) == 5
+
+
 def test_an_unfinished_run_is_refused_without_resume_and_the_message_has_three_ways_out(tmp_path):
     folder = write_run(tmp_path / "out")
     with pytest.raises(ResumeError) as raised:
@@ -155,6 +176,8 @@ def test_an_unfinished_run_without_checkpoints_gives_way_to_other_settings(tmp_p
         ({"global_batch_size": 16}, "pairs of an optimiser step"),
         ({"max_steps": 20}, "max_steps: 40 -> 20"),
         ({"learning_rate": 0.1, "lr_scheduler_type": "reduce_lr_on_plateau"}, "learning_rate: 0.001 -> 0.1"),
+        ({"lr_scheduler_type": "greedy"}, "lr_scheduler_type: linear -> greedy"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size: false -> true"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -190,6 +213,26 @@ def test_what_may_change_is_applied_and_told_where_it_touches_the_weights(tmp_pa
     assert start.checkpoint == str(folder / "checkpoint-8")
     assert [note for note in start.notes if note.startswith("Changed")] == ([told] if told else [])
     assert {change.name for change in start.changes} == set(changed)
+
+
+@pytest.mark.parametrize(
+    ("kept", "changed"),
+    [
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, {"lr_scheduler_kwargs": {"factor": 0.1}}),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, {"eval_steps": 7}),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, {"lr_scheduler_type": "linear"}),
+        ({"lr_scheduler_type": "greedy"}, {"metric_for_best_model": "eval_nll_loss"}),
+        ({"auto_find_batch_size": True}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}),
+        ({"train_sampling_strategy": "group_by_length"}, {"pair_layout": "padded"}),
+        ({"train_sampling_strategy": "group_by_length"}, {"attn_implementation": "eager"}),
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_what_is_free_elsewhere_is_refused_where_it_decides_the_training(tmp_path, kept, changed):
+    before = SETTINGS | kept
+    with pytest.raises(ResumeError, match=next(iter(changed))):
+        begin(write_run(tmp_path / "out", before), before | changed)
+    begin(write_run(tmp_path / "same", before), before)
 
 
 def test_another_number_of_processes_is_fine_at_the_same_pairs_a_step(tmp_path):
@@ -234,10 +277,9 @@ def test_a_run_that_began_elsewhere_than_it_is_asked_to_is_not_gone_on_with(tmp_
     other = write_run(tmp_path / "other")
     named, folder = str(other / "checkpoint-8"), tmp_path / "out"
     write_run(folder, began_at=began_at and str(other / began_at))
-    with pytest.raises(ResumeError, match=r"resume_from_checkpoint: .* -> .*checkpoint-8\n"):
-        begin(folder, checkpoint=named)
-    start = begin(folder, checkpoint=named, is_anyway=True)
-    assert start.checkpoint == str(folder / "checkpoint-8")
+    for is_anyway in (False, True):
+        with pytest.raises(ResumeError, match=r"did not begin at .*checkpoint-8\. Leave the key out to go on"):
+            begin(folder, checkpoint=named, is_anyway=is_anyway)
     # Without a way to go on, a run begins where the user says.
     start = begin(folder, checkpoint=named, is_overwritten=True)
     assert (start.checkpoint, start.is_continued) == (named, False)

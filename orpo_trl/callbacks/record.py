@@ -107,12 +107,8 @@ class RunRecord(TrainerCallback):
 def describe_run(trainer, state) -> dict[str, Any]:
     """What a run is made of, as plain values: versions, seed, git revision, devices, model and data."""
     args = trainer.args
-    evaluated = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
     decides = what_decides(trainer)
-    datasets = {
-        **decides["datasets"],
-        **{name: _describe_data(dataset) for name, dataset in evaluated.items() if dataset is not None},
-    }
+    datasets = {**decides["datasets"], **evaluated_data(trainer)}
     model = trainer.accelerator.unwrap_model(trainer.model)
     return {
         "started": run_folder.now(),
@@ -135,6 +131,12 @@ def describe_run(trainer, state) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": installed_versions(),
     }
+
+
+def evaluated_data(trainer) -> dict[str, dict[str, Any]]:
+    """Rows and SHA-256 of each evaluation set, by its name."""
+    sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
+    return {name: _describe_data(dataset) for name, dataset in sets.items() if dataset is not None}
 
 
 def what_decides(trainer) -> dict[str, Any]:

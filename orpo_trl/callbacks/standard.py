@@ -8,9 +8,9 @@ from orpo_trl.callbacks.last_log import LastLog
 from orpo_trl.callbacks.record import RunRecord
 from orpo_trl.callbacks.samples import SampleCompletions
 from orpo_trl.callbacks.terminal import TerminalProgress
+from orpo_trl.callbacks.this_start import SettingsOfThisStart
 from orpo_trl.callbacks.trackers import TensorBoardRun, WandbRun
 from orpo_trl.guard import CheckModel
-from orpo_trl.starting import SettingsOfThisStart
 
 
 def standard_callbacks(trainer) -> list[TrainerCallback]:

@@ -65,7 +65,8 @@ class StopWhenAsked(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         # The Trainer calls this wherever it leaves an epoch. What an epoch's end asks for would be done in its middle.
-        if self.trainer.interruption is not None:
+        # At its last step it is done now: a run that goes on begins with the next epoch.
+        if self.trainer.interruption is not None and state.epoch != int(state.epoch):
             control.should_log = control.should_evaluate = control.should_save = False
 
     def on_train_end(self, args, state, control, **kwargs):

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
 from transformers.integrations import TensorBoardCallback, WandbCallback
 
 from orpo_trl import run_folder
@@ -17,6 +18,8 @@ from orpo_trl.yaml_text import from_yaml
 
 logger = logging.getLogger(__name__)
 
+# The default, which leaves it to the environment.
+_PROJECT = TrainingArguments.__dataclass_fields__["project"].default
 # By wandb run: names and steps of the tables that an earlier start has sent.
 _sent_tables: dict[str, set[tuple[str, int]]] = {}
 
@@ -54,7 +57,7 @@ class WandbRun(WandbCallback):
                 # Where tables wait to be sent. By default in the user's home, whose name the run's file would hold.
                 os.environ.setdefault("WANDB_DATA_DIR", tempfile.mkdtemp(prefix="wandb-"))
             settings = {
-                "project": os.environ.get("WANDB_PROJECT", args.project),
+                "project": os.environ.get("WANDB_PROJECT", _PROJECT) if args.project == _PROJECT else args.project,
                 "name": state.trial_name or args.run_name,  # of a search for hyper-parameters
                 "group": args.run_group,
                 "tags": args.run_tags,

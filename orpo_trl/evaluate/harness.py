@@ -123,14 +123,17 @@ def _language_model(
     arguments = ModelArguments(model_name_or_path=name, dtype=dtype)
     require_model(arguments, trust_remote_code)
     tokenizer = load_scoring_tokenizer(arguments, template, trust_remote_code)
-    base, adapter = name, None
+    base, adapter, revision = name, None, None
     file = adapter_config_file(arguments)
     if file is not None:
         refuse_pickled_adapter(name)
-        base, adapter = base_of(Path(file)), name
+        (base, revision), adapter = base_of(Path(file)), name
+        if revision is not None and not Path(name).is_dir():  # lm-eval asks the Hub for one revision of both
+            raise ValueError(f"{name}: its base is revision {revision} of {base}. Download the adapter, or merge it.")
     with naming("weights", name):
         return make(
             pretrained=base,
+            revision=revision or "main",
             peft=adapter,
             tokenizer=tokenizer,
             dtype=dtype,

@@ -105,8 +105,6 @@ class LocalModel:
         self.model = cast(PreTrainedModel, loaded.merge_and_unload() if self.is_adapter else loaded)
         config = self.model.generation_config or GenerationConfig()
         self.stop_ids = stop_token_ids(self.tokenizer, config.eos_token_id)
-        # What a model's own file asks for beside, such as a penalty for repetition, would be applied in silence.
-        self.model.generation_config = GenerationConfig()
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self.room: int = positions or sys.maxsize  # tokens of a prompt with its answer
         self._check_vocabulary()
@@ -233,9 +231,9 @@ def _request(prompt: Prompt) -> Request:
         "max_tokens": sampling.max_new_tokens,
         "temperature": sampling.temperature,
         "seed": sampling.seed,
+        # Also where it is 1: some servers have another default for a model.
+        "top_p": sampling.top_p,
     }
-    if sampling.top_p < 1:
-        arguments["top_p"] = sampling.top_p
     return Request(prompt.messages, arguments)
 
 

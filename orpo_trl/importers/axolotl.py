@@ -210,7 +210,7 @@ def _convert_precision(draft: Draft) -> None:
     half = draft.flag("fp16") or draft.flag("float16")
     bf16 = draft.take("bf16", (bool, str), "true, false, auto or full", None if half else "auto")
     if bf16 == "full":
-        draft.set("bf16_full_eval", True, "bf16")
+        draft.set("bf16", False, "bf16", why="weights of 16 bits need no autocast")
     elif bf16 or draft.flag("bfloat16"):
         draft.set("bf16", True, "bf16", why="axolotl's auto" if bf16 == "auto" else "")
     else:

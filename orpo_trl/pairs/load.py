@@ -136,10 +136,15 @@ def _load_source(entry: DatasetSource, streaming: bool) -> Rows:
         if local.is_file():
             dataset = _load_file(local, split, streaming)
         elif (local / "state.json").exists():  # written by `Dataset.save_to_disk`
+            if split != "train" or options:
+                raise ValueError("`save_to_disk` has written one split, `train`: all of its rows and nothing else")
             dataset = datasets.load_from_disk(str(local))
             dataset = dataset.to_iterable_dataset() if streaming else dataset
         elif (local / "dataset_dict.json").exists():
+            if options:
+                raise ValueError(f"{_quoted(options)} cannot be chosen from what `save_to_disk` has written")
             dataset = datasets.load_from_disk(str(local))[split]
+            dataset = dataset.to_iterable_dataset() if streaming else dataset
         elif files and all(file.suffix == ".csv" for file in files):
             options = {"data_dir": str(local), **options, **_csv_options(files[0])}
             dataset = datasets.load_dataset("csv", split=split, streaming=streaming, **options)

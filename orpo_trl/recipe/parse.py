@@ -9,6 +9,7 @@ from orpo_trl.config import DataArguments, ModelArguments, ORPOConfig, SettingsE
 from orpo_trl.hidden import hide_all, hide_contents
 from orpo_trl.launch import DEEPSPEED, resolve_deepspeed
 from orpo_trl.metrics import EVALUATION
+from orpo_trl.processes import launched_precision
 from orpo_trl.recipe.files import (
     COMMAND_LINE,
     Place,
@@ -25,6 +26,20 @@ from orpo_trl.recipe.keys import OWNERS, Key, meant_by, recipe_keys, unknown_key
 _MODEL = "model_name_or_path"
 # Keys that name a file or folder, which may be a shipped one.
 _PATHS = (_MODEL, "tokenizer_name_or_path", "dataset_name", "chat_template_path", "deepspeed")
+
+# Keys that are read with one strategy alone, or with any but `no`: the key, that of the strategy, its default.
+_OF_ANY_STRATEGY = ("generate_during_eval", "load_best_model_at_end")
+_OF_STRATEGY = (
+    ("eval_steps", "eval_strategy", "no"),
+    ("save_steps", "save_strategy", "steps"),
+    ("generate_during_eval", "eval_strategy", "no"),
+    ("load_best_model_at_end", "save_strategy", "steps"),
+)
+# Arguments of `from_pretrained` that have keys of their own. The tokenizer, and `orpo-trl check`, go by these.
+_OF_LOADING = {
+    "dtype": "dtype", "torch_dtype": "dtype", "revision": "model_revision",
+    "attn_implementation": "attn_implementation",
+}  # fmt: skip
 
 # Keys whose values are sent to trackers as they are.
 _SENT = ("run_name", "project", "run_group", "run_tags")
@@ -77,7 +92,7 @@ def build_settings(recipe: Recipe, with_engine: bool = True) -> Settings:
     if ("output_dir",) in recipe.secrets and values.get("run_name") is None:
         values["run_name"] = Path(recipe.secrets["output_dir",]).name  # its default is the folder's name
     values |= {name: hide_all(values[name]) for name in _SENT if name in values}
-    found += _deepspeed_problems(values.get("deepspeed"))
+    found += _deepspeed_problems(values.get("deepspeed")) + _unread_problems(recipe, values)
     values["deepspeed"] = resolve_deepspeed(values.get("deepspeed")) if with_engine and not found else None
     if not with_engine:
         values["fsdp"] = None
@@ -109,12 +124,7 @@ def _are_rows_to_evaluate_on_named(recipe: Recipe, values: dict[str, Any]) -> bo
     strategy = values.get("eval_strategy")
     if strategy is None:
         return bool(named)
-    order = list(recipe.places)
-    return strategy == "no" and any(
-        order.index((name,)) > order.index(("eval_strategy",))
-        and recipe.place(name).file != recipe.place("eval_strategy").file
-        for name in named
-    )
+    return strategy == "no" and any(_is_set_later(recipe, name, "eval_strategy") for name in named)
 
 
 def _evaluation_strategy(values: dict[str, Any]) -> str:
@@ -196,6 +206,53 @@ def _deepspeed_problems(deepspeed: Any) -> list[SettingsProblem]:
     hint = f"did you mean {close[0]}? " if close else ""
     text = f"`deepspeed`: {hint}expected {', '.join(DEEPSPEED)} or an existing JSON file, received {deepspeed!r}"
     return [SettingsProblem(("deepspeed",), text)]
+
+
+def _unread_problems(recipe: Recipe, values: dict[str, Any]) -> list[SettingsProblem]:
+    """Keys that somebody has set and that nothing would read, because another one is not set."""
+    found: list[SettingsProblem] = []
+
+    def unread(name: str, why: str, *others: str) -> None:
+        found.append(SettingsProblem((name, *others), f"`{name}`: {why}"))
+
+    def changed(*starts: str) -> list[str]:
+        return [k for k, v in values.items() if k.startswith(starts) and v != recipe_keys()[k].default]
+
+    # A recipe that a child makes one without adapter, by `use_peft: false`, keeps these keys of its parent.
+    if "use_peft" not in values:
+        for name in changed("lora_", "use_dora", "use_rslora"):
+            unread(name, "is for adapters; set `use_peft: true` to train one")
+    if "load_in_4bit" not in values:
+        for name in changed("bnb_4bit_", "use_bnb_nested_quant"):
+            unread(name, "is for weights of 4 bits; set `load_in_4bit: true`")
+    for name, strategy, default in _OF_STRATEGY:
+        found_one = values.get(strategy) or default
+        is_read = found_one != "no" if name in _OF_ANY_STRATEGY else found_one == "steps"
+        if values.get(name) and not is_read and _is_set_later(recipe, name, strategy):
+            wanted = "steps or epoch" if name in _OF_ANY_STRATEGY else "steps"
+            unread(name, f"is read with `{strategy}: {wanted}`, and that is {found_one}", strategy)
+    given = values.get("model_init_kwargs")
+    for name, instead in _OF_LOADING.items():
+        if isinstance(given, dict) and name in given:
+            unread("model_init_kwargs", f"set `{instead}` in place of `{name}` in it")
+    precision = launched_precision()
+    if precision in ("bf16", "fp16", "fp8"):
+        asked = {name: values[name] for name in ("bf16", "fp16") if values.get(name) is not None}
+        if any(asked.values()) if precision == "fp8" else not asked.get(precision, not any(asked.values())):
+            text = f"the config of accelerate asks for `mixed_precision: {precision}`, and the recipe for "
+            text += ", ".join(f"`{name}: {str(value).lower()}`" for name, value in asked.items())
+            found.append(SettingsProblem(tuple(asked), f"{text}: change one of them"))
+    return found
+
+
+def _is_set_later(recipe: Recipe, name: str, other: str) -> bool:
+    """Whether a key is set where `other` is not, or in a file that changes the one with `other`: in a child, or on the
+    command line."""
+    if other not in recipe.settings:
+        return True
+    order = list(recipe.places)
+    is_later = order.index((name,)) > order.index((other,))
+    return is_later and recipe.place(name).file != recipe.place(other).file
 
 
 def _best_model_problems(training: ORPOConfig, data: DataArguments) -> list[SettingsProblem]:

@@ -19,14 +19,14 @@ def require_model(arguments: ModelArguments, trust_remote_code: bool = False) ->
     Raises:
         ValueError: if there is no such model, or if it is an adapter and peft is not installed.
     """
-    name = model_name(arguments)
+    name, revision = model_name(arguments), arguments.model_revision
     require_files(name)
     try:
         adapter = adapter_config_file(arguments)
         if adapter is not None:
-            name = base_of(Path(adapter))
+            name, revision = base_of(Path(adapter))
             refuse_pickles(name)
-        load_config(name, trust_remote_code=trust_remote_code)
+        load_config(name, revision, trust_remote_code=trust_remote_code)
     except UnsafeWeights:
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -86,8 +86,8 @@ def load_scoring_tokenizer(
     return tokenizer
 
 
-def base_of(adapter_config: Path) -> str:
-    """Hub id or folder of the model that an adapter is for, from its `adapter_config.json`.
+def base_of(adapter_config: Path) -> tuple[str, str | None]:
+    """Hub id or folder of the model that an adapter is for, and its revision, from its `adapter_config.json`.
 
     Raises:
         ValueError: if the file does not name one.
@@ -96,7 +96,7 @@ def base_of(adapter_config: Path) -> str:
     base = found.get("base_model_name_or_path") if isinstance(found, dict) else None
     if not isinstance(base, str):
         raise ValueError(f"{adapter_config}: expected the adapter's `base_model_name_or_path`, received {base!r:.60}")
-    return base
+    return base, found.get("revision")
 
 
 def adapter_config_file(arguments: ModelArguments) -> str | None:

@@ -110,8 +110,11 @@ def test_lora_recipe_trains_and_saves_an_adapter(rows, tmp_path):
     launch(
         SCRIPT, "recipes/quickstart.yaml", "--model_name_or_path", str(base), "--from_scratch", "false", "--use_peft",
         "true", "--lora_target_modules", "all-linear", "--max_steps", "1", "--output_dir", str(tmp_path / "lora"),
+        "--model_revision", "v2",
     )  # fmt: skip
     assert (tmp_path / "lora" / "adapter_model.safetensors").exists()
+    # Whoever loads the adapter loads this revision of its base.
+    assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["revision"] == "v2"
 
 
 @pytest.mark.parametrize(

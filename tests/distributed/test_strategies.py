@@ -1,7 +1,10 @@
 """Two real processes on the CPU under each distributed strategy, compared with one process."""
 
+import json
+
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 from support.processes import cpu_engine, train
@@ -111,6 +114,20 @@ def test_zero_sums_the_gradients_of_bf16_in_fp32(engine, base, tmp_path):
     config = {**TWO, "bf16": True, "max_steps": 1}
     result = train({**JOB, "config": config, "model": base, "output_dir": tmp_path}, cpu_engine(engine, tmp_path))
     assert result["gradients_summed_in"] == "torch.float32"
+
+
+@slow
+def test_config_of_deepspeed_that_names_no_clipping_clips_at_max_grad_norm(base, tmp_path):
+    """DeepSpeed's default is 1, whatever the recipe says; the shipped configs say "auto"."""
+    auto = dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto")
+    (tmp_path / "mine.json").write_text(json.dumps({"zero_optimization": {"stage": 2}, **auto}))
+    engine = yaml.safe_load(cpu_engine("zero2", tmp_path).read_text())
+    engine["deepspeed_config"] = {"deepspeed_config_file": str(tmp_path / "mine.json"), "zero3_init_flag": False}
+    del engine["mixed_precision"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(engine))
+    config = {**TWO, "max_grad_norm": 0.25, "max_steps": 1}
+    result = train({**JOB, "config": config, "model": base, "output_dir": tmp_path}, tmp_path / "mine.yaml")
+    assert result["clipped_at"] == 0.25
 
 
 @slow

@@ -3,7 +3,7 @@ import re
 from collections import Counter
 
 import pytest
-from datasets import Dataset, DatasetDict, Image, Value
+from datasets import Dataset, DatasetDict, Image, IterableDataset, Value
 from datasets import List as ListOf
 
 from orpo_trl.config import DataArguments, DatasetSource
@@ -48,6 +48,15 @@ def test_folder_of_save_to_disk(tmp_path, as_dict):
     dataset = Dataset.from_list(ROWS)
     (DatasetDict(train=dataset) if as_dict else dataset).save_to_disk(tmp_path / "d")
     assert len(load(dataset_name=str(tmp_path / "d"))[0]) == 10
+    (stream, _) = load(dataset_name=str(tmp_path / "d"), dataset_streaming=True)
+    assert isinstance(stream, IterableDataset)
+    # It has no other rows to evaluate on, and no part of them that a split could name.
+    with pytest.raises(ValueError, match="could not be loaded"):
+        load(True, dataset_name=str(tmp_path / "d"))
+    with pytest.raises(ValueError, match="could not be loaded"):
+        load(datasets=[{"path": str(tmp_path / "d"), "split": "train[:2]"}])
+    with pytest.raises(ValueError, match="could not be loaded"):
+        load(datasets=[{"path": str(tmp_path / "d"), "data_files": "a.jsonl"}])
 
 
 def test_stream(tmp_path):

@@ -107,6 +107,16 @@ def test_all_problems_are_reported_at_once_with_their_lines(tmp_path):
         # The line is that of the key, not of a key whose name stands in the sentence.
         ("max_length: 9\nmax_prompt_length: 0\n", "recipe.yaml:6: `max_prompt_length` must be 1 or more tokens"),
         ("test_split_size: 0.1\neval_strategy: epoch\neval_datasets: {a: {path: b}}\n", "recipe.yaml:5: Set one of"),
+        ("lora_r: 64\n", "recipe.yaml:5: `lora_r`: is for adapters; set `use_peft: true`"),
+        ("use_dora: true\n", "recipe.yaml:5: `use_dora`: is for adapters"),
+        ("bnb_4bit_quant_type: fp4\n", "recipe.yaml:5: `bnb_4bit_quant_type`: is for weights of 4 bits; set `load_in"),
+        ("eval_steps: 50\n", "recipe.yaml:5: `eval_steps`: is read with `eval_strategy: steps`, and that is no"),
+        (
+            "generate_during_eval: true\n",
+            "recipe.yaml:5: `generate_during_eval`: is read with `eval_strategy: steps or",
+        ),
+        ("model_init_kwargs: {torch_dtype: float16}\n", "recipe.yaml:5: `model_init_kwargs`: set `dtype` in place of"),
+        ("model_init_kwargs: {revision: a}\n", "recipe.yaml:5: `model_init_kwargs`: set `model_revision` in place of"),
     ],
 )
 def test_values_that_do_not_fit_are_named_with_their_line(tmp_path, text, found):
@@ -224,3 +234,33 @@ def test_rows_named_later_turn_evaluation_on_over_a_recipe_that_has_none(tmp_pat
     (tmp_path / "child.yaml").write_text("extends: mistral_beta.yaml\neval_datasets: {a: {path: rows.jsonl}}\n")
     assert parse_recipe([str(tmp_path / "child.yaml"), *output])[2].eval_strategy == "epoch"
     assert parse_recipe([str(tmp_path / "child.yaml"), "--eval_strategy", "no", *output])[2].eval_strategy == "no"
+
+
+def test_keys_of_a_parent_that_a_child_has_no_use_for_are_left_alone(tmp_path):
+    lora = "use_peft: true\nlora_r: 64\nsave_strategy: 'no'\nsave_steps: 5\nload_best_model_at_end: false\n"
+    recipe = write(tmp_path, BASE + lora)
+    assert not parse_recipe([recipe, "--use_peft", "false"])[0].use_peft
+    assert problems_of(recipe, "--save_steps", "10") == [
+        "command line: `save_steps`: is read with `save_strategy: steps`, and that is no"
+    ]
+    assert "`load_best_model_at_end`: is read with `save_strategy: steps or epoch`, and that is no" in " ".join(
+        problems_of(recipe, "--load_best_model_at_end")
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "line", "is_refused"),
+    [
+        ("bf16", "bf16: false", True), ("bf16", "bf16: true", False), ("bf16", "fp16: true", True),
+        ("bf16", "fp16: false", False), ("fp16", "bf16: true", True), ("fp16", "fp16: true", False),
+        ("fp8", "bf16: true", True), ("fp8", "bf16: false", False), ("no", "bf16: true", False), ("bf16", "", False),
+    ],
+)  # fmt: skip
+def test_precision_of_accelerates_config_must_be_that_of_the_recipe(tmp_path, monkeypatch, asked, line, is_refused):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    recipe = write(tmp_path, BASE.replace("bf16: false", line) + "use_cpu: true\n")
+    if is_refused:
+        (problem,) = problems_of(recipe)
+        assert f"the config of accelerate asks for `mixed_precision: {asked}`, and the recipe for `{line}`" in problem
+    else:
+        parse_recipe([recipe])

@@ -80,6 +80,7 @@ def main(job: dict) -> None:
         torch.save(logits, output / "logits.pt")
         engine = trainer.deepspeed
         result = {
+            "clipped_at": engine and engine.gradient_clipping(),
             "gradients_summed_in": str(engine.optimizer.gradient_accumulation_dtype) if engine else None,
             "ranks": trainer.accelerator.num_processes,
             "engine": str(trainer.accelerator.distributed_type),
