@@ -396,7 +396,7 @@ def test_an_adapter_is_merged_into_the_revision_of_its_base(tmp_path):
     config |= {"base_model_name_or_path": "me/base", "revision": "v2"}
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     subprocess.run(
-        [ORPO_TRL, "merge", str(adapter), str(tmp_path / "merged"), "--dtype", "float32"], check=True,
+        [ORPO_TRL, "merge", str(adapter), "-o", str(tmp_path / "merged"), "--dtype", "float32"], check=True,
         env={**TRAIN_ENVIRONMENT, "HF_HUB_CACHE": str(tmp_path / "cache")},
     )  # fmt: skip
     expected = dict(by_hand(tmp_path).named_parameters())

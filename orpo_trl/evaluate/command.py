@@ -119,6 +119,9 @@ def _names(target: Target, benchmark: str | None, options: Options) -> tuple[str
             raise ValueError(_unknown(name))
         if target.answers is not None and not BENCHMARKS.get(name, _TASK).takes_answers:
             raise ValueError(f"{name}: stored answers cannot be scored, only those of: {_known(True)}")
+        is_task = BENCHMARKS.get(name, _TASK).function == _TASK.function
+        if is_task and len(names) == 1 and options.chat_template_path is not None:
+            raise ValueError(f"{name}: its questions are no conversations; leave --chat_template_path out")
     return names
 
 

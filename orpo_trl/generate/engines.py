@@ -130,6 +130,10 @@ class LocalModel:
 
     def answer(self, prompts: Sequence[Prompt], done: Collection[int], on_answers: OnAnswers) -> dict[int, str]:
         ids = self._encode(prompts)
+        asked, room = prompts[0].sampling.max_new_tokens, self.room - max(map(len, ids))
+        if room < asked and self.rank == 0:
+            told = f"answers in the batch of the longest prompt end after {room:,}, not {asked:,}"
+            print(f"{self.name} takes {self.room:,} tokens with the answer: {told}.", file=sys.stderr)
         for number, batch in enumerate(_batches([len(one) for one in ids], self.batch_size)):
             if number % self.ranks == self.rank and any(prompts[k].index not in done for k in batch):
                 on_answers(self._answer([prompts[k] for k in batch], [ids[k] for k in batch]))

@@ -33,6 +33,7 @@ def home(tmp_path, monkeypatch):
     home = tmp_path / "home" / USER
     home.mkdir(parents=True)
     values = {"HOME": str(home), "USER": USER, "LOGNAME": USER, "WANDB_DIR": str(tmp_path), **SECRETS}
+    values["WANDB_PROJECT"] = "of the environment"  # the settings have another
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("WANDB_DATA_DIR", raising=False)

@@ -204,8 +204,9 @@ def test_any_other_task_is_known_by_its_name_and_comes_from_the_hub(model):
         (("FILE",), "name the benchmark that these answers are of"),
         (("MODEL", "gsm8k", "--data", "/absent"), "/absent does not exist"),
         (("FOLDER", "gsm8k"), "expected the folder of a model"),
+        (("MODEL", "gsm8k", "--chat_template_path", "a.jinja"), "its questions are no conversations"),
     ],
-    ids=["target", "file-of-many", "answers-of-task", "answers-of-what", "data", "no-model"],
+    ids=["target", "file-of-many", "answers-of-task", "answers-of-what", "data", "no-model", "template"],
 )
 def test_wrong_arguments_are_told_in_one_line(arguments, said, model, tmp_path):
     (tmp_path / "answers.jsonl").write_text("{}\n", encoding="utf-8")

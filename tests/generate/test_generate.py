@@ -166,6 +166,17 @@ def test_a_prompt_longer_than_the_model_is_named(model_folder, tmp_path):
         generate_answers(str(model_folder), str(path), tmp_path / "a.jsonl", device="cpu")
 
 
+def test_a_limit_that_the_model_does_not_reach_is_told(model_folder, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("short\n")
+    for asked, is_told in ((8, False), (600, True)):
+        generate_answers(
+            str(model_folder), str(tmp_path / "prompts.txt"), tmp_path / f"{asked}.jsonl", device="cpu",
+            max_new_tokens=asked,
+        )  # fmt: skip
+        said = "takes 512 tokens with the answer: answers in the batch of the longest prompt end after"
+        assert (said in capsys.readouterr().err) == is_told
+
+
 # ---- A server --------------------------------------------------------------------------------------------------------
 
 
