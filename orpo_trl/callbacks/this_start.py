@@ -46,9 +46,10 @@ class SettingsOfThisStart(TrainerCallback):
         whole = start.record.get("max_steps")
         if whole and state.max_steps < whole and not start.is_anyway:
             raise ResumeError(refusal(folder, [Change("optimiser steps", whole, state.max_steps)]))
+        if state.global_step < state.max_steps:
+            return
         of_checkpoint = json.loads(read_text(Path(start.checkpoint) / "trainer_state.json")).get("max_steps")
-        is_at_its_end = of_checkpoint == state.max_steps and (start.is_continued or start.is_anyway)
-        if state.global_step >= state.max_steps and not is_at_its_end:
+        if of_checkpoint != state.max_steps or not (start.is_continued or start.is_anyway):
             raise ResumeError(
                 f"Nothing would be trained: {start.checkpoint} is of step {state.global_step:,}, and this run has "
                 f"{state.max_steps:,} steps. Set more `max_steps` or `num_train_epochs`."

@@ -130,7 +130,8 @@ class LocalModel:
 
     def answer(self, prompts: Sequence[Prompt], done: Collection[int], on_answers: OnAnswers) -> dict[int, str]:
         ids = self._encode(prompts)
-        asked, room = prompts[0].sampling.max_new_tokens, self.room - max(map(len, ids))
+        asked = max((prompt.sampling.max_new_tokens for prompt in prompts), default=0)
+        room = self.room - max(map(len, ids), default=0)
         if room < asked and self.rank == 0:
             told = f"answers in the batch of the longest prompt end after {room:,}, not {asked:,}"
             print(f"{self.name} takes {self.room:,} tokens with the answer: {told}.", file=sys.stderr)

@@ -137,7 +137,7 @@ def _load_source(entry: DatasetSource, streaming: bool) -> Rows:
             dataset = _load_file(local, split, streaming)
         elif (local / "state.json").exists():  # written by `Dataset.save_to_disk`
             if split != "train" or options:
-                raise ValueError("`save_to_disk` has written one split, `train`: all of its rows and nothing else")
+                raise ValueError("a folder of `Dataset.save_to_disk` has all of its rows in one split, `train`")
             dataset = datasets.load_from_disk(str(local))
             dataset = dataset.to_iterable_dataset() if streaming else dataset
         elif (local / "dataset_dict.json").exists():
