@@ -468,14 +468,6 @@ class ORPOConfig(SFTConfig):
                     "true` computes training and evaluation in 16 bits"
                 )
                 found.append(SettingsProblem((name,), text))
-        for older in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
-            newer = older.replace("gradient", "activation")
-            given = {name: getattr(self, name, None) for name in (older, newer)}
-            if None not in given.values() and given[older] != given[newer]:
-                text = (
-                    f"`{older}` and `{newer}` are two names of one setting; received {given[older]} and {given[newer]}"
-                )
-                found.append(SettingsProblem((older, newer), text))
         if self.eos_token is not None and not (self.chat_template_path or ".jinja").endswith((".jinja", ".j2")):
             text = (
                 f"`eos_token`: `chat_template_path` names the tokenizer {self.chat_template_path}, whose conversations "

@@ -1,6 +1,7 @@
 """Answers from a server that speaks OpenAI's chat API: vLLM, SGLang, TGI, `transformers serve`, OpenAI itself."""
 
 import json
+import logging
 import os
 import queue
 import threading
@@ -18,6 +19,10 @@ _NO_KEY = "none"
 # Seconds before a request is sent again whose answer could not be read; they double each time. The library's own are
 # 0.5 and 8.
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
+# Seconds without any answer after which the user is told.
+_SILENCE = 10.0
+
+logger = logging.getLogger(__name__)
 
 Message = Mapping[str, Any]
 
@@ -154,8 +159,8 @@ class Endpoint:
             waiting.put(next(places))
             threading.Thread(target=work, daemon=True).start()
         try:
-            for _ in requests:
-                index, found = done.get()
+            for number in range(len(requests)):
+                index, found = self._first_of(done) if number == 0 else done.get()
                 if not isinstance(found, Reply | EndpointError):
                     raise found
                 on_reply(index, found)
@@ -164,6 +169,17 @@ class Endpoint:
             stopped.set()
             for _ in range(workers):
                 waiting.put(None)
+
+    def _first_of(self, done: queue.SimpleQueue) -> Any:
+        """The first answer. Retries are silent, so a server that is not there looks like one that thinks."""
+        try:
+            return done.get(timeout=_SILENCE)
+        except queue.Empty:
+            logger.warning(
+                "No answer yet from %s after %.0f seconds. A request that fails is sent again, %d times at most.",
+                self.url or "OpenAI", _SILENCE, self.retries,
+            )  # fmt: skip
+            return done.get()
 
     @cached_property
     def _client(self) -> Any:

@@ -34,6 +34,7 @@ class _Process:
     def __init__(self):
         self.asked: str | None = None
         self.is_training = False
+        self.problem: int | None = None
         self.started = time.monotonic()
         self.reporter: processes.Reporter | None = None
         self.first_press: float | None = None
@@ -127,15 +128,18 @@ def leave(text: str) -> NoReturn:
     sys.exit(exit_codes.TRY_AGAIN)
 
 
-def let_main_tell() -> None:
+def let_main_tell(status: int) -> None:
     """Wait for the main process to tell the problem that all ranks have. Returns where only this rank has it.
 
     The launcher ends all ranks as soon as one has ended. So this rank must not end before the main process, which may
     still import, has told the problem. When it has, the launcher ends this rank while it waits.
+
+    Args:
+        status: with which a signal now ends this process at once. It is not one to try again.
     """
     if processes.rank() == 0:
         return
-    training(False)  # a signal now ends this process at once
+    _this.problem = status
     if _this.asked is None:
         # Where the main one is on another machine, the first rank of this machine tells it, and alone.
         time.sleep(_MAIN_IS_BEHIND + processes.local_rank())
@@ -169,6 +173,8 @@ def _on_signal(number: int, frame: object) -> None:
         if _this.first_press is not None and time.monotonic() - _this.first_press > _SAME_PRESS:
             _end(exit_codes.INTERRUPTED, "Ctrl-C a second time: stopped without a checkpoint.")
         _this.first_press = _this.first_press or time.monotonic()
+    if _this.problem is not None:
+        _end(_this.problem, f"{name}: stopped.")
     if not _this.is_training:
         _end(exit_codes.TRY_AGAIN, f"{name}: stopped outside of training.")
     if _this.asked is None:

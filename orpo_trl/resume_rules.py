@@ -20,7 +20,7 @@ FREE = frozenset(
     f"""{" ".join(SECTIONS["Logs and output"])} {" ".join(SECTIONS["Interruptions"])}
     dataset_test_split eval_datasets dataset_num_proc max_tokens_per_micro_batch
     restore_callback_states_from_checkpoint dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
-    dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order bf16_full_eval fp16_full_eval
+    dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order
     gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs
     activation_offloading pair_layout pad_to_multiple_of torch_empty_cache_steps use_cpu
     ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout

@@ -24,7 +24,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
         ignore_data_skip restore_callback_states_from_checkpoint dataloader_drop_last dataloader_num_workers
         dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
         dataloader_multiprocessing_context dataloader_in_order accelerator_config""".split(),
-    "Precision and distributed strategy": """bf16 fp16 tf32 bf16_full_eval fp16_full_eval gradient_checkpointing
+    "Precision and distributed strategy": """bf16 fp16 tf32 gradient_checkpointing
         gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs activation_offloading
         deepspeed fsdp fsdp_config pair_layout pad_to_multiple_of padding_value use_liger_kernel liger_kernel_config
         torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps use_cpu
@@ -64,3 +64,9 @@ MEANINGLESS = {
     "batch_eval_metrics": "there are no logits, so `compute_metrics` cannot run",
     "eval_do_concat_batches": "there are no predictions to join",
 }
+
+# Arguments of `from_pretrained` that have keys of their own. The tokenizer, and `orpo-trl check`, go by these.
+OF_LOADING = {
+    "torch_dtype": "dtype", "dtype": "dtype", "revision": "model_revision",
+    "attn_implementation": "attn_implementation",
+}  # fmt: skip

@@ -12,6 +12,7 @@ from orpo_trl.callbacks.record import what_decides
 from orpo_trl.config import ORPOConfig
 from orpo_trl.resume import BEGAN_AT, Asked, ResumeError, Start
 from orpo_trl.resume_rules import facts_changes, sharding_problem
+from orpo_trl.run_lock import RunLock
 from orpo_trl.upstream import HookedSFTTrainer
 from orpo_trl.weights import refuse_unsafe_checkpoint
 
@@ -32,10 +33,16 @@ class StartMixin(HookedSFTTrainer):
     start: Start
     steps_taken: int = 0
     _next_start: Start | None = None
+    _lock: RunLock | None = None
 
-    def begin_with(self, start: Start) -> None:
-        """Let the next call of `train` begin or go on as the start says, for which `resume.make_room` has made room."""
-        self._next_start = start
+    def begin_with(self, start: Start, lock: RunLock | None) -> None:
+        """Let the next call of `train` begin or go on as `resume.claim_on_all` has found. The folder stays locked."""
+        self._next_start, self._lock = start, lock
+
+    def make_room(self) -> None:
+        """Set aside the run that is in the way of this start. Called by all ranks, when nothing else can be wrong."""
+        if self.start.in_the_way:
+            self.start, self._lock = resume.make_room_on_all(self.run_folder, self.start, self._lock)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train, as `transformers.Trainer.train`; with `resume: auto` in the settings, from the latest checkpoint on.
@@ -44,7 +51,7 @@ class StartMixin(HookedSFTTrainer):
             ResumeError: where the checkpoint is of a run that trains something else, or the run is finished.
             SaveError: where a checkpoint could not be written.
         """
-        lock = None
+        is_locked_here = False
         is_trial = kwargs.get("trial") is not None  # of a search: each has a folder of its own
         self.steps_taken = 0
         if not is_trial:
@@ -57,8 +64,8 @@ class StartMixin(HookedSFTTrainer):
             if self.args.resume is None:
                 self._next_start = resume.by_hand(wanted)
             else:
-                start, lock = resume.claim_on_all(wanted)
-                self._next_start, lock = resume.make_room_on_all(self.run_folder, start, lock)
+                self._next_start, self._lock = resume.claim_on_all(wanted)
+                is_locked_here = True
         given = None if is_trial or not resume_from_checkpoint else str(resume_from_checkpoint)
         self.start, self._next_start = self._next_start or Start(checkpoint=given), None
         try:
@@ -68,8 +75,8 @@ class StartMixin(HookedSFTTrainer):
                 self._check_start()
             output = super().train(self.start.checkpoint, *args, **kwargs)
         finally:
-            if lock is not None:
-                lock.release()
+            if is_locked_here and self._lock is not None:
+                self._lock.release()
         # A trial that is not finite has no output.
         return output and output._replace(training_loss=output.metrics["train_loss"])
 

@@ -52,7 +52,7 @@ from orpo_trl.processes import another_has_failed, world_problem
 from orpo_trl.recipe.files import RecipeError
 from orpo_trl.recipe.parse import build_settings, load_recipe
 from orpo_trl.recipe.show import expanded
-from orpo_trl.resume import OF_ONE_START, Asked, ResumeError, claim_on_all, make_room_on_all
+from orpo_trl.resume import OF_ONE_START, Asked, ResumeError, claim_on_all
 from orpo_trl.resume_rules import named_files
 from orpo_trl.upstream import is_peft_available
 from orpo_trl.weights import UnsafeWeights
@@ -141,17 +141,13 @@ def main(arguments: list[str]) -> None:
         text = str(error) if is_expected else f"{type(error).__name__}: {error}"
         text = text.partition("\nException raised from")[0]  # then torch lists its C++ functions
         fail(f"{text}\n(--log_level debug shows where this came from)")
-    try:
-        start, lock = make_room_on_all(wanted.folder, start, lock)
-    except ResumeError as error:
-        fail(error)
-    if lock is not None:
-        atexit.register(lock.release)
     trainer.recipe = wanted.recipe
-    trainer.begin_with(start)
+    trainer.begin_with(start, lock)
     try:
         trainer.train()
-    except (RowsError, TrackerError, ResumeError, UnsafeWeights) as error:  # rows of a stream are read while it trains
+    except ResumeError as error:
+        fail(error, FAILED if trainer.steps_taken else WRONG_INPUT)
+    except (RowsError, TrackerError, UnsafeWeights) as error:  # rows of a stream are read while it trains
         fail(error)
     except NonFiniteError as error:
         fail(error, FAILED)
@@ -211,7 +207,8 @@ def final_evaluation(trainer: ORPOTrainer) -> dict[str, float]:
     state = trainer.state
     logged = [log for log in state.log_history if log["step"] == state.global_step]
     metrics = {name: value for log in logged for name, value in log.items() if name.startswith(EVALUATION)}
-    if metrics and not trainer.args.load_best_model_at_end:
+    # A start that took no step may have other pairs to evaluate on than the one that did.
+    if metrics and trainer.steps_taken and not trainer.args.load_best_model_at_end:
         return metrics
     return trainer.evaluate()
 
@@ -250,7 +247,7 @@ def fail(problem: object, status: int = WRONG_INPUT, from_any: bool = False) -> 
         from_any: any process may have the problem alone; else all should have it, and the main one tells it.
     """
     if not from_any:
-        interruptions.let_main_tell()
+        interruptions.let_main_tell(status)
     print(printable(hide(f"run_orpo.py: {problem}")), file=sys.stderr)
     sys.exit(status)
 

@@ -146,14 +146,6 @@ def test_arguments_of_checkpointing_do_not_turn_it_off(tmp_path):
     assert not config.is_checkpointing_open
 
 
-@pytest.mark.skipif(not hasattr(ORPOConfig, "activation_checkpointing"), reason="this transformers has one name for it")
-def test_two_names_of_one_setting_that_differ_are_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match="`gradient_checkpointing` and `activation_checkpointing` are two names of one"
-    ):
-        ORPOConfig(str(tmp_path), gradient_checkpointing=False, activation_checkpointing=True)
-
-
 @pytest.mark.parametrize(
     ("asked", "settings", "expected"),
     [

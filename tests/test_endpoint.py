@@ -108,6 +108,15 @@ def test_after_all_retries_the_error_says_what_came(fault, words, status):
     assert sum(server.asked.values()) == 2
 
 
+def test_a_server_that_is_not_there_is_told_before_the_last_retry(monkeypatch, caplog):
+    monkeypatch.setattr("orpo_trl.endpoint._SILENCE", 0.1)
+    (found,) = ask_all(Endpoint("http://127.0.0.1:9/v1", "m", retries=1), requests_for(1))
+    assert isinstance(found, EndpointError)
+    assert caplog.messages == [
+        "No answer yet from http://127.0.0.1:9/v1 after 0 seconds. A request that fails is sent again, 1 times at most."
+    ]
+
+
 def test_one_failed_request_does_not_stop_the_others():
     class Once(HostileServer):
         def fault_of(self, content, tries):

@@ -168,6 +168,10 @@ def test_a_run_that_begins_at_the_last_step_of_another_is_not_finished_untrained
     for steps in (6, 9):
         with pytest.raises(ResumeError, match=f"checkpoint-9 is of step 9, and this run has {steps} steps"):
             run(tokenizer, tmp_path / str(steps), checkpoint=named, max_steps=steps)
+    run(tokenizer, tmp_path / "done", max_steps=3).save_model()
+    with pytest.raises(ResumeError, match="Nothing would be trained"):
+        run(tokenizer, tmp_path / "done", checkpoint=named, max_steps=6)
+    assert (tmp_path / "done" / "model.safetensors").is_file()  # not set aside
     trainer = run(tokenizer, tmp_path / "more", checkpoint=named, max_steps=12)
     assert trainer.state.global_step == 12
 

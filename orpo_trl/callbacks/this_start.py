@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from orpo_trl.callbacks.record import evaluated_data
@@ -15,10 +16,11 @@ _OF_BEST = {"metric_for_best_model", "greater_is_better", "eval_datasets", "data
 
 
 class SettingsOfThisStart(TrainerCallback):
-    """Gives the state of a checkpoint the settings of this start, and refuses a start that they leave nothing to do.
+    """Gives the state of a checkpoint the settings of this start, and refuses a start with no step left to train.
 
     The Trainer goes on with the intervals and the best figure of the checkpoint, whatever the settings are now, and it
-    calls a run finished whose checkpoint is of a later step than its last.
+    calls a run finished whose checkpoint is of a later step than its last. The first callback of all: what is in the
+    folder stays as it is until this one has found nothing wrong.
     """
 
     def __init__(self, trainer):
@@ -28,15 +30,15 @@ class SettingsOfThisStart(TrainerCallback):
         if self.trainer.steps_taken:
             raise ResumeError(
                 f"After {self.trainer.steps_taken} steps a batch did not fit into memory. `auto_find_batch_size` would "
-                "begin again with weights that are trained already: set a lower `per_device_train_batch_size` instead."
+                "begin again with weights that are trained already. Begin anew with a lower "
+                "`per_device_train_batch_size` and without it: `--overwrite_output_dir` sets this run aside."
             )
-        start = self.trainer.start
-        if start.checkpoint is None:
-            return
-        self._check_length(state)
-        state.compute_steps(args, state.max_steps)  # of logs, evaluations and checkpoints
-        if self._is_of_something_else(state):
-            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        if self.trainer.start.checkpoint is not None:
+            self._check_length(state)
+            state.compute_steps(args, state.max_steps)  # of logs, evaluations and checkpoints
+            if self._is_of_something_else(state):
+                state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        self.trainer.make_room()
 
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer.steps_taken += 1
@@ -67,4 +69,5 @@ class SettingsOfThisStart(TrainerCallback):
         if any((known.get(name) or data)["sha256"] != data["sha256"] for name, data in now.items()):
             return True
         best = state.best_global_step
-        return bool(best) and not (folder / f"checkpoint-{best}").is_dir()  # and it cannot be loaded
+        # It could not be loaded. A machine may see another folder than the others, and all ranks must agree.
+        return any(gather_object([bool(best) and not (folder / f"checkpoint-{best}").is_dir()]))

@@ -236,9 +236,9 @@ def _request(prompt: Prompt) -> Request:
         "max_tokens": sampling.max_new_tokens,
         "temperature": sampling.temperature,
         "seed": sampling.seed,
-        # Also where it is 1: some servers have another default for a model.
-        "top_p": sampling.top_p,
     }
+    if sampling.top_p < 1:  # TGI refuses 1
+        arguments["top_p"] = sampling.top_p
     return Request(prompt.messages, arguments)
 
 

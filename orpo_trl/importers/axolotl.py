@@ -353,7 +353,7 @@ AXOLOTL = Tool(
         "sample_packing eval_sample_packing pad_to_sequence_len batch_flattening lora_mlp_kernel lora_qkv_kernel "
         "lora_o_kernel xformers_attention strict gptq relora train_on_inputs skip_prepare_dataset "
         "dataset_exact_deduplication auto_resume_from_checkpoints remove_unused_columns lora_fan_in_fan_out "
-        "hf_use_auth_token do_train do_eval do_predict packing".split()
+        "bf16_full_eval fp16_full_eval hf_use_auth_token do_train do_eval do_predict packing".split()
     ),
     convert=_convert,
     check=_check,

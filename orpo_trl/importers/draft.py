@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from orpo_trl.importers.foreign_keys import OURS
-from orpo_trl.sections import SECTIONS
+from orpo_trl.sections import OF_LOADING, SECTIONS
 from orpo_trl.yaml_text import ValuePath
 
 
@@ -119,7 +119,34 @@ class Draft:
             else:
                 self.drop(key, "nothing here has this name or purpose; left out")
         self.tool.convert(self)
+        self._settle_loading()
+        self._turn_off()
         return self
+
+    def _settle_loading(self) -> None:
+        """Arguments of `from_pretrained` that have keys of their own here."""
+        given = self.settings.get("model_init_kwargs")
+        for name, ours in OF_LOADING.items():
+            if isinstance(given, dict) and name in given:
+                given = {key: value for key, value in given.items() if key != name}
+                self.settings[ours] = self.settings["model_init_kwargs"][name]
+                self.origins[ours] = f"model_init_kwargs.{name}"
+                self.became["model_init_kwargs"] = (*self.became["model_init_kwargs"], ours)
+        if given:
+            self.settings["model_init_kwargs"] = given
+        else:
+            self.settings.pop("model_init_kwargs", None)
+
+    def _turn_off(self) -> None:
+        """Write out what the tool does with settings that it does not read: a recipe that has them alone is refused."""
+        is_evaluated = "test_split_size" in self.settings or "eval_datasets" in self.settings
+        for starts, switch, off in (
+            (("lora_", "use_dora", "use_rslora"), "use_peft", False),
+            (("bnb_4bit_", "use_bnb_nested_quant"), "load_in_4bit", False),
+            *([] if is_evaluated else [(("eval_steps", "generate_during_eval"), "eval_strategy", "no")]),
+        ):
+            if any(name.startswith(starts) for name in self.settings):
+                self.default(switch, off)
 
     def take(self, key: str, kinds: type | tuple[type, ...], expected: str, default: Any = None) -> Any:
         """The value of a converted key, `default` where it is absent or empty."""

@@ -29,6 +29,7 @@ REFUSED = {
     "remove_unused_columns": "the trainer chooses the columns itself",
     "hub_token": "a recipe is no place for a token: run `hf auth login`",
     "is_encoder_decoder": "models are decoder-only",
+    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "an evaluation computes as training does"),
 }
 # Keys without an equal, which every tool here passes on to transformers or TRL.
 DROPPED = {

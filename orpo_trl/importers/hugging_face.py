@@ -229,7 +229,7 @@ TRL = Tool(
     dropped={**DROPPED, **_TRL_DROPPED},
     switches=frozenset(
         "remove_unused_columns do_train do_eval do_predict overwrite_output_dir ignore_bias_buffers "
-        "is_encoder_decoder".split()
+        "bf16_full_eval fp16_full_eval is_encoder_decoder".split()
     ),
     convert=_convert_trl,
     check=_check,

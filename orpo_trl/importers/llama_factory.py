@@ -250,7 +250,7 @@ LLAMA_FACTORY = Tool(
         "use_swanlab predict_with_generate train_on_prompt mask_history neat_packing packing create_new_adapter "
         "resize_vocab pissa_init shift_attn enable_liger_kernel use_unsloth use_unsloth_gc upcast_layernorm "
         "upcast_lmhead_output compute_accuracy include_effective_tokens_per_second print_param_status do_eval "
-        "do_predict remove_unused_columns".split()
+        "do_predict remove_unused_columns bf16_full_eval fp16_full_eval".split()
     ),
     convert=_convert,
     check=_check,

@@ -22,6 +22,7 @@ from orpo_trl.recipe.files import (
     shipped_path,
 )
 from orpo_trl.recipe.keys import OWNERS, Key, meant_by, recipe_keys, unknown_key
+from orpo_trl.sections import OF_LOADING
 
 _MODEL = "model_name_or_path"
 # Keys that name a file or folder, which may be a shipped one.
@@ -32,14 +33,15 @@ _OF_ANY_STRATEGY = ("generate_during_eval", "load_best_model_at_end")
 _OF_STRATEGY = (
     ("eval_steps", "eval_strategy", "no"),
     ("save_steps", "save_strategy", "steps"),
+    ("logging_steps", "logging_strategy", "steps"),
     ("generate_during_eval", "eval_strategy", "no"),
     ("load_best_model_at_end", "save_strategy", "steps"),
 )
-# Arguments of `from_pretrained` that have keys of their own. The tokenizer, and `orpo-trl check`, go by these.
-_OF_LOADING = {
-    "dtype": "dtype", "torch_dtype": "dtype", "revision": "model_revision",
-    "attn_implementation": "attn_implementation",
-}  # fmt: skip
+# Keys that are read where another one is true: that one, how their names begin, and what they are for.
+_OF_SWITCH = {
+    "use_peft": (("lora_", "use_dora", "use_rslora"), "adapters"),
+    "load_in_4bit": (("bnb_4bit_", "use_bnb_nested_quant"), "weights of 4 bits"),
+}
 
 # Keys whose values are sent to trackers as they are.
 _SENT = ("run_name", "project", "run_group", "run_tags")
@@ -209,40 +211,51 @@ def _deepspeed_problems(deepspeed: Any) -> list[SettingsProblem]:
 
 
 def _unread_problems(recipe: Recipe, values: dict[str, Any]) -> list[SettingsProblem]:
-    """Keys that somebody has set and that nothing would read, because another one is not set."""
+    """Keys that somebody has set and that nothing would read, or that another one contradicts."""
     found: list[SettingsProblem] = []
 
-    def unread(name: str, why: str, *others: str) -> None:
-        found.append(SettingsProblem((name, *others), f"`{name}`: {why}"))
+    def wrong(text: str, *names: str) -> None:
+        found.append(SettingsProblem(names, text))
 
-    def changed(*starts: str) -> list[str]:
-        return [k for k, v in values.items() if k.startswith(starts) and v != recipe_keys()[k].default]
+    def is_meant(name: str, switch: str) -> bool:
+        # A file that turns off what its parent, or itself, has settings for is right.
+        return recipe.place(name).file == COMMAND_LINE.file or _is_set_later(recipe, name, switch)
 
-    # A recipe that a child makes one without adapter, by `use_peft: false`, keeps these keys of its parent.
-    if "use_peft" not in values:
-        for name in changed("lora_", "use_dora", "use_rslora"):
-            unread(name, "is for adapters; set `use_peft: true` to train one")
-    if "load_in_4bit" not in values:
-        for name in changed("bnb_4bit_", "use_bnb_nested_quant"):
-            unread(name, "is for weights of 4 bits; set `load_in_4bit: true`")
+    for switch, (starts, what) in _OF_SWITCH.items():
+        for name in values:
+            is_unread = name.startswith(starts) and values[name] is not None and not values.get(switch)
+            if is_unread and is_meant(name, switch):
+                wrong(f"`{name}` is for {what}: set `{switch}: true`, or `{switch}: false` before it", name)
     for name, strategy, default in _OF_STRATEGY:
-        found_one = values.get(strategy) or default
-        is_read = found_one != "no" if name in _OF_ANY_STRATEGY else found_one == "steps"
-        if values.get(name) and not is_read and _is_set_later(recipe, name, strategy):
-            wanted = "steps or epoch" if name in _OF_ANY_STRATEGY else "steps"
-            unread(name, f"is read with `{strategy}: {wanted}`, and that is {found_one}", strategy)
+        chosen = values.get(strategy) or default
+        wanted = "steps or epoch" if name in _OF_ANY_STRATEGY else "steps"
+        is_read = chosen == "steps" or (name in _OF_ANY_STRATEGY and chosen != "no")
+        if values.get(name) and not is_read and is_meant(name, strategy):
+            wrong(f"`{name}` is read with `{strategy}: {wanted}`, and that is {chosen}", name, strategy)
     given = values.get("model_init_kwargs")
-    for name, instead in _OF_LOADING.items():
+    for name, instead in OF_LOADING.items():
         if isinstance(given, dict) and name in given:
-            unread("model_init_kwargs", f"set `{instead}` in place of `{name}` in it")
+            wrong(f"`model_init_kwargs`: set `{instead}` in place of `{name}` in it", "model_init_kwargs")
+    for name in ("checkpointing", "checkpointing_kwargs"):
+        names = (f"gradient_{name}", f"activation_{name}")
+        older, newer = (values.get(name) for name in names)
+        if None not in (older, newer) and older != newer:
+            wrong(f"`{names[0]}` and `{names[1]}` are two names of one setting; received {older} and {newer}", *names)
     precision = launched_precision()
-    if precision in ("bf16", "fp16", "fp8"):
-        asked = {name: values[name] for name in ("bf16", "fp16") if values.get(name) is not None}
-        if any(asked.values()) if precision == "fp8" else not asked.get(precision, not any(asked.values())):
-            text = f"the config of accelerate asks for `mixed_precision: {precision}`, and the recipe for "
-            text += ", ".join(f"`{name}: {str(value).lower()}`" for name, value in asked.items())
-            found.append(SettingsProblem(tuple(asked), f"{text}: change one of them"))
+    if _is_other_precision(precision, values.get("bf16"), values.get("fp16")):
+        asked = [name for name in ("bf16", "fp16") if values.get(name) is not None]
+        text = ", ".join(f"`{name}: {str(values[name]).lower()}`" for name in asked)
+        wrong(f"accelerate's config asks for `mixed_precision: {precision}`, and the recipe for {text}", *asked)
     return found
+
+
+def _is_other_precision(of_launcher: str | None, bf16: bool | None, fp16: bool | None) -> bool:
+    """Whether a recipe asks for another precision than the config of accelerate; `bf16: false` asks for 32 bits."""
+    if of_launcher == "fp8":
+        return bool(bf16 or fp16)
+    if of_launcher == "fp16":
+        return bf16 is not None and not fp16
+    return of_launcher == "bf16" and (bf16 is False or bool(fp16))
 
 
 def _is_set_later(recipe: Recipe, name: str, other: str) -> bool:

@@ -19,6 +19,7 @@ from orpo_trl.importers.read import read_yaml
 from orpo_trl.pairs.columns import ROW_COLUMNS
 from orpo_trl.sections import MEANINGLESS, SECTIONS
 
+TRL_OF_A_MODEL = "model_name_or_path: a\ndataset_name: x\nbeta: 0.1\noutput_dir: out\n"
 FIELDS = {field.name for owner in (ModelArguments, DataArguments, ORPOConfig) for field in dataclasses.fields(owner)}
 
 
@@ -419,6 +420,33 @@ def test_flash_attention_ends_alike_under_all_its_names(read, tool, line):
     assert imported.became[key] == ("attn_implementation",)
     (note,) = noted(imported.differences, "attention")
     assert (note.text, note.key, note.line) == (FLASH, key, len(kept) + 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (TRL_OF_A_MODEL + "lora_r: 16\nbnb_4bit_quant_type: fp4\n", {"use_peft": False, "load_in_4bit": False}),
+        (TRL_OF_A_MODEL + "eval_steps: 500\n", {"eval_strategy": "no", "eval_steps": 500}),
+        (
+            TRL_OF_A_MODEL + "model_init_kwargs: {torch_dtype: bfloat16, revision: v2, subfolder: a}\n",
+            {"dtype": "bfloat16", "model_revision": "v2", "model_init_kwargs": {"subfolder": "a"}},
+        ),
+        (TRL_OF_A_MODEL + "model_init_kwargs: {torch_dtype: bfloat16}\n", {"model_init_kwargs": None}),
+        (TRL_OF_A_MODEL + "bf16_full_eval: true\n", {"bf16_full_eval": None}),
+        (
+            "model_name_or_path: a\nstage: orpo\ndataset: x\nfinetuning_type: full\nlora_rank: 8\n",
+            {"use_peft": False, "lora_r": 8},
+        ),
+        ("base_model: a\nrl: orpo\ndatasets: [{path: x}]\nadapter:\nlora_r: 8\nlora_alpha: 16\n", {"use_peft": False}),
+    ],
+)
+def test_settings_that_the_tool_does_not_read_do_not_refuse_the_recipe(read, tmp_path, config, expected):
+    from orpo_trl.recipe.parse import build_settings, load_recipe
+
+    imported = read(config)
+    contains(imported, expected)
+    (tmp_path / "recipe.yaml").write_text(recipe_text(imported, "config.yaml"), encoding="utf-8")
+    build_settings(load_recipe([str(tmp_path / "recipe.yaml")]))
 
 
 def test_other_templates_are_noted(read):

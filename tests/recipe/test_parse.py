@@ -1,8 +1,10 @@
 import re
+from dataclasses import replace
 
 import pytest
 from support.recipes import parse_recipe
 
+from orpo_trl import ORPOConfig
 from orpo_trl.paths import RECIPES
 from orpo_trl.recipe.files import COMMAND_LINE, Place, RecipeError
 from orpo_trl.recipe.parse import build_settings, load_recipe
@@ -107,13 +109,14 @@ def test_all_problems_are_reported_at_once_with_their_lines(tmp_path):
         # The line is that of the key, not of a key whose name stands in the sentence.
         ("max_length: 9\nmax_prompt_length: 0\n", "recipe.yaml:6: `max_prompt_length` must be 1 or more tokens"),
         ("test_split_size: 0.1\neval_strategy: epoch\neval_datasets: {a: {path: b}}\n", "recipe.yaml:5: Set one of"),
-        ("lora_r: 64\n", "recipe.yaml:5: `lora_r`: is for adapters; set `use_peft: true`"),
-        ("use_dora: true\n", "recipe.yaml:5: `use_dora`: is for adapters"),
-        ("bnb_4bit_quant_type: fp4\n", "recipe.yaml:5: `bnb_4bit_quant_type`: is for weights of 4 bits; set `load_in"),
-        ("eval_steps: 50\n", "recipe.yaml:5: `eval_steps`: is read with `eval_strategy: steps`, and that is no"),
+        ("lora_r: 64\n", "recipe.yaml:5: `lora_r` is for adapters: set `use_peft: true`, or"),
+        ("lora_r: 16\n", "recipe.yaml:5: `lora_r` is for adapters"),  # the default
+        ("use_dora: true\n", "recipe.yaml:5: `use_dora` is for adapters"),
+        ("bnb_4bit_quant_type: fp4\n", "recipe.yaml:5: `bnb_4bit_quant_type` is for weights of 4 bits: set `load_in"),
+        ("eval_steps: 50\n", "recipe.yaml:5: `eval_steps` is read with `eval_strategy: steps`, and that is no"),
         (
             "generate_during_eval: true\n",
-            "recipe.yaml:5: `generate_during_eval`: is read with `eval_strategy: steps or",
+            "recipe.yaml:5: `generate_during_eval` is read with `eval_strategy: steps or",
         ),
         ("model_init_kwargs: {torch_dtype: float16}\n", "recipe.yaml:5: `model_init_kwargs`: set `dtype` in place of"),
         ("model_init_kwargs: {revision: a}\n", "recipe.yaml:5: `model_init_kwargs`: set `model_revision` in place of"),
@@ -240,10 +243,19 @@ def test_keys_of_a_parent_that_a_child_has_no_use_for_are_left_alone(tmp_path):
     lora = "use_peft: true\nlora_r: 64\nsave_strategy: 'no'\nsave_steps: 5\nload_best_model_at_end: false\n"
     recipe = write(tmp_path, BASE + lora)
     assert not parse_recipe([recipe, "--use_peft", "false"])[0].use_peft
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: recipe.yaml\nuse_peft: false\nlora_dropout: 0.1\n")
+    assert not parse_recipe([str(child)])[0].use_peft
+    assert "`lora_alpha` is for adapters" in problems_of(str(child), "--lora_alpha", "8")[0]
+    for strategy in ("logging", "eval", "save"):
+        given = [f"--{strategy}_strategy", "epoch", f"--{strategy}_steps", "5"]
+        assert f"`{strategy}_steps` is read with `{strategy}_strategy: steps`, and that is epoch" in " ".join(
+            problems_of(recipe, *given)
+        )
     assert problems_of(recipe, "--save_steps", "10") == [
-        "command line: `save_steps`: is read with `save_strategy: steps`, and that is no"
+        "command line: `save_steps` is read with `save_strategy: steps`, and that is no"
     ]
-    assert "`load_best_model_at_end`: is read with `save_strategy: steps or epoch`, and that is no" in " ".join(
+    assert "`load_best_model_at_end` is read with `save_strategy: steps or epoch`, and that is no" in " ".join(
         problems_of(recipe, "--load_best_model_at_end")
     )
 
@@ -252,7 +264,8 @@ def test_keys_of_a_parent_that_a_child_has_no_use_for_are_left_alone(tmp_path):
     ("asked", "line", "is_refused"),
     [
         ("bf16", "bf16: false", True), ("bf16", "bf16: true", False), ("bf16", "fp16: true", True),
-        ("bf16", "fp16: false", False), ("fp16", "bf16: true", True), ("fp16", "fp16: true", False),
+        ("bf16", "fp16: false", False), ("fp16", "bf16: true", True), ("fp16", "bf16: false", True),
+        ("fp16", "fp16: true", False),
         ("fp8", "bf16: true", True), ("fp8", "bf16: false", False), ("no", "bf16: true", False), ("bf16", "", False),
     ],
 )  # fmt: skip
@@ -261,6 +274,16 @@ def test_precision_of_accelerates_config_must_be_that_of_the_recipe(tmp_path, mo
     recipe = write(tmp_path, BASE.replace("bf16: false", line) + "use_cpu: true\n")
     if is_refused:
         (problem,) = problems_of(recipe)
-        assert f"the config of accelerate asks for `mixed_precision: {asked}`, and the recipe for `{line}`" in problem
+        assert f"accelerate's config asks for `mixed_precision: {asked}`, and the recipe for `{line}`" in problem
     else:
         parse_recipe([recipe])
+
+
+@pytest.mark.skipif(not hasattr(ORPOConfig, "activation_checkpointing"), reason="this transformers has one name for it")
+def test_two_names_of_one_setting_that_differ_are_refused(tmp_path):
+    recipe = write(tmp_path, BASE + "activation_checkpointing: true\n")
+    (problem,) = problems_of(recipe, "--gradient_checkpointing", "false")
+    assert "`gradient_checkpointing` and `activation_checkpointing` are two names of one setting" in problem
+    parse_recipe([recipe, "--gradient_checkpointing", "true"])
+    # In Python, a copy with one of them changed has both.
+    assert not replace(ORPOConfig("out", use_cpu=True), activation_checkpointing=False).gradient_checkpointing
