@@ -161,6 +161,9 @@ class Supervisor:
             _say(text)
             if self._lost is None:
                 self._watch.tell(text)
+        elif first is not None:
+            # The other machines wait for these ranks. The signal that ends them there would call for another try.
+            self._watch.tell(f"{first} ended with status {status}. Its error is in the log of its machine.")
         return status
 
     def _how_to_go_on(self) -> str:

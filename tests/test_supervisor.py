@@ -4,10 +4,12 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 
 import pytest
 from support.processes import TRAIN_ENVIRONMENT, launch
 from support.runs import QUIET, SCRIPT, Run, as_in_a_terminal
+from torch.distributed import TCPStore
 
 from orpo_trl import processes
 from orpo_trl.processes import Report, asked_processes, world_problem
@@ -31,15 +33,17 @@ class Accelerate:
             sys.exit(any([rank.wait() for rank in ranks]))
         return run
 
-importlib.metadata.entry_points = lambda **kwargs: [Accelerate()]
-sys.exit(Supervisor(["accelerate", *sys.argv[1:]], ["orpo-trl", "train", "my recipe"], Machines()).run())
+# torch looks for its backends in the same way
+importlib.metadata.entry_points = lambda group, **kwargs: [Accelerate()] if group == "console_scripts" else []
+machines = Machines(2, 0, "127.0.0.1", int(os.environ["PORT"])) if "PORT" in os.environ else Machines()
+sys.exit(Supervisor(["accelerate", *sys.argv[1:]], ["orpo-trl", "train", "my recipe"], machines).run())
 """
 
 
-def supervise(*ranks: str) -> subprocess.Popen:
+def supervise(*ranks: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER, *ranks], env=TRAIN_ENVIRONMENT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, preexec_fn=as_in_a_terminal,
+        [sys.executable, "-c", LAUNCHER, *ranks], env=TRAIN_ENVIRONMENT | environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=as_in_a_terminal,
     )  # fmt: skip
 
 
@@ -78,6 +82,20 @@ def test_signal_is_passed_on_and_a_second_ctrl_c_kills():
         time.sleep(0.2)
     _, log = process.communicate(timeout=10)
     assert process.returncode == 130, log
+
+
+@pytest.mark.slow
+def test_wrong_input_is_told_to_the_other_machines(tmp_path):
+    """Else SLURM ends them with a signal, they return 75, and it queues the job again without end."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=5))
+    wait = f"import os, time\nwhile not os.path.exists({str(tmp_path / 'end')!r}): time.sleep(0.05)\nsys.exit(2)"
+    process = supervise(wait, PORT=str(store.port))
+    store.wait(["orpo_trl/beat/0"], timedelta(seconds=60))
+    (tmp_path / "end").touch()
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 2, log
+    assert b"rank 0 (process " in store.get("orpo_trl/lost")
+    assert b" ended with status 2. Its error is in the log of its machine." in store.get("orpo_trl/lost")
 
 
 def test_lost_rank_is_named_before_those_that_it_took_along():
